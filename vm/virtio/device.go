@@ -1,0 +1,100 @@
+// Package virtio implements virtio 1.2 (OASIS virtio-v1.2): split virtqueues,
+// the PCI and MMIO transports, and the console and entropy devices. Block and
+// network devices live in packages disk and netdev; any other program can add
+// a device of its own by implementing [Device].
+//
+// A device sees its guest only through the [Host] it was attached to and the
+// queues it was activated with:
+//
+//	func (d *Echo) Notify(q int) {
+//		var c virtio.Chain
+//		for d.queues[q].Pop(&c) {
+//			n := copyChain(c.Writable, c.Readable)
+//			d.queues[q].Push(&c, n)
+//		}
+//		d.queues[q].Publish()
+//	}
+package virtio
+
+import (
+	"log/slog"
+
+	"github.com/vmkit-go/vmkit/memory"
+	"github.com/vmkit-go/vmkit/vm/device"
+)
+
+// Type is a virtio device type (virtio 1.2, section 5).
+type Type uint16
+
+// Device types of this module.
+const (
+	TypeNet     Type = 1
+	TypeBlock   Type = 2
+	TypeConsole Type = 3
+	TypeEntropy Type = 4
+)
+
+// Feature bits that belong to no single device type (virtio 1.2, section 6).
+// The transports offer IndirectDesc, EventIdx and Version1 for every device.
+const (
+	FeatureIndirectDesc uint64 = 1 << 28
+	FeatureEventIdx     uint64 = 1 << 29
+	FeatureVersion1     uint64 = 1 << 32
+)
+
+// Device is one virtio device, whatever the transport. The transport calls it
+// in this order: Attach once; then any number of rounds of Activate, Notify,
+// Pause, Resume and Reset; Close at the end. Only Notify, ReadConfig and
+// WriteConfig may be called concurrently, and Notify never twice at once for
+// the same queue.
+type Device interface {
+	// Type is the device type.
+	Type() Type
+	// Features are the device-specific feature bits offered.
+	Features() uint64
+	// QueueSizes holds the maximum size of each queue, powers of two of at
+	// most 32768. It does not change after Attach.
+	QueueSizes() []uint16
+	// ReadConfig reads the device-specific configuration space, zeroes past
+	// its end. WriteConfig writes it; writes to read-only fields are dropped.
+	ReadConfig(off uint32, p []byte)
+	WriteConfig(off uint32, p []byte)
+
+	// Attach gives the device its place in a machine.
+	Attach(h *Host) error
+	// Activate is called when the driver sets DRIVER_OK, or when a machine
+	// with an active device was loaded. queues has an entry for each of
+	// QueueSizes; a queue that the driver left disabled is nil. An error
+	// makes the device demand a reset.
+	Activate(features uint64, queues []*Queue) error
+	// Notify says that queue q may hold new buffers. It runs on a goroutine
+	// of that queue or on the CPU that rang.
+	Notify(q int)
+	// Pause returns when no request is in flight and nothing of the device
+	// will touch guest memory before Resume. The machine re-notifies every
+	// queue after Resume.
+	Pause()
+	Resume()
+	// Reset returns the device to its state after Attach, with no request
+	// in flight and the queues forgotten.
+	Reset()
+	// Close releases what the device owns. It is called once, after a Reset.
+	Close() error
+
+	device.Stateful
+}
+
+// Host is what a device knows of its machine.
+type Host struct {
+	// Name is unique in the machine and stable across save and load: the
+	// type and an ordinal, such as "blk0".
+	Name string
+	// Memory is the guest's memory.
+	Memory *memory.Memory
+	// Inbox is the way in for everything from outside.
+	Inbox device.Inbox
+	// ConfigChanged raises a configuration change interrupt.
+	ConfigChanged func()
+	// Log is never nil.
+	Log *slog.Logger
+}
