@@ -1,5 +1,386 @@
-// Package memory is guest-physical memory.
+// Package memory is guest-physical memory: regions of RAM backed by one memfd
+// and mapped into this process, bounds-checked access to them by
+// guest-physical address, host slices for zero-copy I/O, and the log of pages
+// that were written.
+//
+//	m, err := memory.New(memory.Config{Size: 4 << 30})
+//	if err != nil {
+//		return err
+//	}
+//	defer m.Close()
+//	err = m.PutUint32(0x1000, 42)           // typed access, little-endian
+//	bufs, err = m.AppendSlices(bufs, gpa, n) // for readv and writev
+//
+// An address outside every region is an error wrapping [ErrRange], whatever
+// the address and length. Lookups take no lock and allocate nothing; regions
+// can be added while others look.
 package memory
 
-// Memory is a machine's guest-physical memory.
-type Memory struct{}
+import (
+	"errors"
+	"fmt"
+	"slices"
+	"sync"
+	"sync/atomic"
+
+	"golang.org/x/sys/unix"
+)
+
+// Sizes and the x86 layout. RAM below 4 GiB ends at LowEnd; between there and
+// HighBase lie PCI windows, interrupt chips and firmware.
+const (
+	PageSize     = 4096
+	HugePageSize = 2 << 20
+	LowEnd       = 3 << 30
+	HighBase     = 4 << 30
+	// MaxAddr bounds guest-physical addresses: 52 bits (Intel SDM volume 3,
+	// section 4.1.4).
+	MaxAddr = 1 << 52
+)
+
+var (
+	// ErrRange is wrapped by errors for addresses outside every region.
+	ErrRange = errors.New("outside guest memory")
+	// ErrClosed is wrapped by errors of a closed Memory.
+	ErrClosed = errors.New("guest memory is closed")
+	// ErrNoHugePages is wrapped by the error of New and AddRegion when the
+	// host has too few reserved huge pages.
+	ErrNoHugePages = errors.New("not enough reserved huge pages")
+	// ErrDirtyActive is wrapped by the error of StartDirty when tracking is
+	// already on.
+	ErrDirtyActive = errors.New("dirty tracking is already on")
+)
+
+// RangeError is the error for an access outside guest memory. It wraps
+// [ErrRange].
+type RangeError struct {
+	Addr, Len uint64
+}
+
+func (e *RangeError) Error() string {
+	return fmt.Sprintf("address %#x, length %#x: %v", e.Addr, e.Len, ErrRange)
+}
+
+// Unwrap returns ErrRange.
+func (e *RangeError) Unwrap() error { return ErrRange }
+
+// Config says how to make a Memory.
+type Config struct {
+	// Size is the RAM in bytes: a multiple of PageSize, or of HugePageSize
+	// with HugePages, and not zero. Host memory is taken only as pages are
+	// touched, so it may exceed what the host has.
+	Size uint64
+	// HugePages takes 2 MiB pages from the host's reserved pool (sysctl
+	// vm.nr_hugepages). They are all claimed at once.
+	HugePages bool
+}
+
+// Region is one run of guest RAM. It stays as it is until the Memory closes.
+type Region struct {
+	// Base is the guest-physical address and Size the length, in bytes and
+	// multiples of PageSize.
+	Base, Size uint64
+	// Host is the memory as mapped into this process; len(Host) == Size.
+	Host []byte
+	// FD is the memfd behind it and Offset the region's place in there. The
+	// Memory owns FD.
+	FD     int
+	Offset int64
+}
+
+// End is the address just past the region.
+func (r Region) End() uint64 { return r.Base + r.Size }
+
+// region is a Region with its dirty log, which is nil while tracking is off.
+type region struct {
+	Region
+	log *atomic.Pointer[[]uint64]
+}
+
+// Memory is a machine's guest-physical memory. Its methods may be called from
+// any goroutine. See [Memory.Close] for the one rule of lifetime.
+type Memory struct {
+	regions  atomic.Pointer[[]region] // sorted by Base; nil once closed
+	tracking atomic.Bool
+
+	mu       sync.Mutex // everything below, and writers of the two above
+	fd       int
+	huge     bool
+	fileSize int64    // bytes of the memfd
+	fileUsed int64    // of these, bytes that have an owner
+	mapped   [][]byte // every mapping to undo, also of refused regions
+	holds    int      // Hold calls not yet released, plus one until Close
+	closed   bool
+	watchers []*func(Region) error
+	sources  []DirtySource
+}
+
+// New makes memory of cfg.Size bytes: RAM from address 0 to at most 3 GiB,
+// the rest from 4 GiB on. All of it reads as zero.
+func New(cfg Config) (*Memory, error) {
+	unit := uint64(PageSize)
+	if cfg.HugePages {
+		unit = HugePageSize
+	}
+	if cfg.Size == 0 || cfg.Size%unit != 0 || cfg.Size > MaxAddr-(HighBase-LowEnd) {
+		return nil, fmt.Errorf("guest memory of %#x bytes: the size must be a nonzero multiple of %#x and below %#x",
+			cfg.Size, unit, uint64(MaxAddr))
+	}
+	flags := unix.MFD_CLOEXEC | unix.MFD_ALLOW_SEALING
+	if cfg.HugePages {
+		flags |= unix.MFD_HUGETLB | unix.MFD_HUGE_2MB
+	}
+	fd, err := unix.MemfdCreate("guest-memory", flags)
+	if err != nil {
+		if cfg.HugePages {
+			return nil, fmt.Errorf("guest memory: memfd of huge pages: %w", err)
+		}
+		return nil, fmt.Errorf("guest memory: memfd: %w", err)
+	}
+	m := &Memory{fd: fd, huge: cfg.HugePages, holds: 1}
+	m.regions.Store(&[]region{})
+	if _, err := m.AddRegion(0, min(cfg.Size, LowEnd)); err != nil {
+		m.Close()
+		return nil, err
+	}
+	if cfg.Size > LowEnd {
+		if _, err := m.AddRegion(HighBase, cfg.Size-LowEnd); err != nil {
+			m.Close()
+			return nil, err
+		}
+	}
+	// Nobody who is handed the descriptor may cut memory away under us.
+	if _, err := unix.FcntlInt(uintptr(fd), unix.F_ADD_SEALS, unix.F_SEAL_SHRINK); err != nil {
+		m.Close()
+		return nil, fmt.Errorf("guest memory: seal memfd: %w", err)
+	}
+	return m, nil
+}
+
+// Close ends the use of m: from now on every access fails with [ErrClosed].
+// Its memory is unmapped and its descriptor closed as soon as no [Memory.Hold]
+// is outstanding, at once if there is none. Whoever keeps host slices or has
+// an access running while another goroutine may close m must be inside a
+// Hold: touching a slice of unmapped memory kills the process. A second Close
+// does nothing.
+func (m *Memory) Close() error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.closed {
+		return nil
+	}
+	m.closed = true
+	m.tracking.Store(false)
+	m.regions.Store(nil)
+	return m.unhold()
+}
+
+// Hold keeps m's mappings and descriptor alive until release is called, even
+// if m is closed meanwhile. Devices and engines hold memory while they run.
+// Calling release again does nothing.
+func (m *Memory) Hold() (release func(), err error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.closed {
+		return nil, ErrClosed
+	}
+	m.holds++
+	return sync.OnceFunc(func() {
+		m.mu.Lock()
+		defer m.mu.Unlock()
+		_ = m.unhold()
+	}), nil
+}
+
+// unhold drops one hold and frees everything with the last. mu is held.
+func (m *Memory) unhold() error {
+	m.holds--
+	if m.holds > 0 {
+		return nil
+	}
+	var errs []error
+	for _, b := range m.mapped {
+		errs = append(errs, unix.Munmap(b))
+	}
+	m.mapped = nil
+	errs = append(errs, unix.Close(m.fd))
+	m.fd = -1
+	if err := errors.Join(errs...); err != nil {
+		return fmt.Errorf("guest memory: close: %w", err)
+	}
+	return nil
+}
+
+// Size is the RAM in bytes, over all regions; 0 once closed.
+func (m *Memory) Size() uint64 {
+	var n uint64
+	for i := range m.list() {
+		n += m.list()[i].Size
+	}
+	return n
+}
+
+// Regions returns the regions in order of address. The slice is the caller's.
+func (m *Memory) Regions() []Region {
+	list := m.list()
+	out := make([]Region, len(list))
+	for i := range list {
+		out[i] = list[i].Region
+	}
+	return out
+}
+
+// AddRegion adds size bytes of zeroed RAM at base, both multiples of PageSize
+// (of HugePageSize with huge pages), overlapping no other region. Every
+// watcher is told before lookups find the region. If one refuses, the region
+// is not added; its backing lives until Close, since an earlier watcher may
+// have it mapped into a guest.
+func (m *Memory) AddRegion(base, size uint64) (Region, error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.closed {
+		return Region{}, ErrClosed
+	}
+	unit := uint64(PageSize)
+	if m.huge {
+		unit = HugePageSize
+	}
+	if size == 0 || base%unit != 0 || size%unit != 0 || base > MaxAddr || size > MaxAddr-base {
+		return Region{}, fmt.Errorf("add memory region at %#x, size %#x: must be nonzero, in multiples of %#x, and end by %#x",
+			base, size, unit, uint64(MaxAddr))
+	}
+	old := m.list()
+	at := 0
+	for at < len(old) && old[at].Base < base {
+		at++
+	}
+	if at > 0 && old[at-1].End() > base {
+		return Region{}, overlapError(base, size, old[at-1].Region)
+	}
+	if at < len(old) && base+size > old[at].Base {
+		return Region{}, overlapError(base, size, old[at].Region)
+	}
+	host, err := m.backing(size)
+	if err != nil {
+		return Region{}, fmt.Errorf("add memory region at %#x, size %#x: %w", base, size, err)
+	}
+	r := region{
+		Region: Region{Base: base, Size: size, Host: host, FD: m.fd, Offset: m.fileUsed},
+		log:    new(atomic.Pointer[[]uint64]),
+	}
+	m.mapped = append(m.mapped, host)
+	m.fileUsed += int64(size)
+	for _, w := range m.watchers {
+		if err := (*w)(r.Region); err != nil {
+			return Region{}, fmt.Errorf("add memory region at %#x, size %#x: %w", base, size, err)
+		}
+	}
+	if m.tracking.Load() {
+		r.startLog()
+	}
+	next := slices.Insert(slices.Clone(old), at, r)
+	m.regions.Store(&next)
+	return r.Region, nil
+}
+
+func overlapError(base, size uint64, r Region) error {
+	return fmt.Errorf("add memory region at %#x, size %#x: overlaps the region at %#x, size %#x", base, size, r.Base, r.Size)
+}
+
+// backing maps size fresh bytes of the memfd. mu is held.
+func (m *Memory) backing(size uint64) ([]byte, error) {
+	end := m.fileUsed + int64(size)
+	if end < 0 || uint64(int(size)) != size || int(size) < 0 {
+		return nil, fmt.Errorf("too large for this host")
+	}
+	if end > m.fileSize {
+		if err := unix.Ftruncate(m.fd, end); err != nil {
+			return nil, fmt.Errorf("grow memfd to %#x: %w", end, err)
+		}
+		m.fileSize = end
+	}
+	// Without MAP_NORESERVE the kernel claims the huge pages here or fails;
+	// with it a guest could run into SIGBUS later.
+	flags := unix.MAP_SHARED
+	if !m.huge {
+		flags |= unix.MAP_NORESERVE
+	}
+	host, err := unix.Mmap(m.fd, m.fileUsed, int(size), unix.PROT_READ|unix.PROT_WRITE, flags)
+	if err != nil {
+		if m.huge && errors.Is(err, unix.ENOMEM) {
+			return nil, fmt.Errorf("%w: %d of 2 MiB needed (see sysctl vm.nr_hugepages): %w", ErrNoHugePages, size/HugePageSize, err)
+		}
+		return nil, fmt.Errorf("map %#x bytes: %w", size, err)
+	}
+	// Advice only: keep guests out of core dumps, use transparent huge pages
+	// where the host allows them for shared memory.
+	_ = unix.Madvise(host, unix.MADV_DONTDUMP)
+	if !m.huge {
+		_ = unix.Madvise(host, unix.MADV_HUGEPAGE)
+	}
+	return host, nil
+}
+
+// Watch calls f for each region added from now on, before any access finds
+// it; an error from f refuses the region. f must not call AddRegion, Watch,
+// Hold, Close or the dirty-tracking methods. The returned stop ends the watch.
+func (m *Memory) Watch(f func(Region) error) (stop func()) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	w := &f
+	m.watchers = append(m.watchers, w)
+	return func() {
+		m.mu.Lock()
+		defer m.mu.Unlock()
+		if i := slices.Index(m.watchers, w); i >= 0 {
+			m.watchers = slices.Delete(m.watchers, i, i+1)
+		}
+	}
+}
+
+// Discard gives the pages of n bytes at gpa back to the host; the range reads
+// as zero afterwards. Pages covered only in part are zeroed in that part. The
+// range counts as written for dirty tracking.
+func (m *Memory) Discard(gpa, n uint64) error {
+	release, err := m.Hold()
+	if err != nil {
+		return err
+	}
+	defer release()
+	list := m.list()
+	if !covered(list, gpa, n) {
+		return m.rangeError(gpa, n)
+	}
+	unit := uint64(PageSize)
+	if m.huge {
+		unit = HugePageSize
+	}
+	for a, left := gpa, n; left > 0; {
+		r := lookup(list, a)
+		off := a - r.Base
+		c := min(left, r.Size-off)
+		first := min((off+unit-1)&^(unit-1), off+c)
+		last := max((off+c)&^(unit-1), first)
+		clear(r.Host[off:first])
+		if last > first {
+			const mode = unix.FALLOC_FL_PUNCH_HOLE | unix.FALLOC_FL_KEEP_SIZE
+			if err := ignoringEINTR(func() error {
+				return unix.Fallocate(r.FD, mode, r.Offset+int64(first), int64(last-first))
+			}); err != nil {
+				return fmt.Errorf("discard guest memory at %#x, length %#x: %w", r.Base+first, last-first, err)
+			}
+		}
+		clear(r.Host[last : off+c])
+		a, left = a+c, left-c
+	}
+	m.MarkDirty(gpa, n)
+	return nil
+}
+
+func ignoringEINTR(f func() error) error {
+	for {
+		if err := f(); err != unix.EINTR {
+			return err
+		}
+	}
+}
