@@ -23,7 +23,7 @@ type Reason uint8
 // The reasons. Everything else that an engine meets is an error of Run.
 const (
 	ExitNone     Reason = iota
-	ExitKick            // Kick was called, or a signal arrived
+	ExitKick            // Kick was called; no port or memory access is pending
 	ExitIO              // port access: Port, Size, Count, Write, Data
 	ExitMMIO            // memory access outside every region: Addr, Write, Data
 	ExitHalt            // HLT with no in-engine interrupt chips
@@ -48,15 +48,17 @@ type Exit struct {
 }
 
 // CPU is one virtual CPU. Run, State, SetState and SetSingleStep are called
-// from one goroutine at a time; an engine may require that goroutine to be
-// locked to its thread. Kick may be called from any.
+// from one goroutine at a time, which is locked to its thread while in Run
+// (runtime.LockOSThread). Kick may be called from any. [Loop] sees to both.
 type CPU interface {
 	// ID is the CPU's index in the machine, and its initial APIC ID.
 	ID() int
 	// Run enters the guest until something needs attention. It allocates
 	// nothing. An error means that the CPU cannot go on.
 	Run(exit *Exit) error
-	// Kick makes the current Run, or else the next one, return ExitKick.
+	// Kick makes the current Run, or else the next one, return ExitKick
+	// once no access is pending: a Run that returns another exit first
+	// leaves the kick for the Run after it. Several kicks may give one exit.
 	Kick()
 	// State and SetState copy the whole architectural state out and in.
 	// State completes a pending port or memory access first.
