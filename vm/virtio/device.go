@@ -68,11 +68,16 @@ type Device interface {
 	// makes the device demand a reset.
 	Activate(features uint64, queues []*Queue) error
 	// Notify says that queue q may hold new buffers. It runs on a goroutine
-	// of that queue or on the CPU that rang.
+	// of that queue or on the CPU that rang. It may wait for the host's
+	// disk, but not for something that may never happen: Pause and Reset
+	// wait for it to return.
 	Notify(q int)
 	// Pause returns when no request is in flight and nothing of the device
-	// will touch guest memory before Resume. The machine re-notifies every
-	// queue after Resume.
+	// will touch guest memory before Resume. Chains that the device holds
+	// without having begun to answer them are put back with Queue.Unpop.
+	// The transport re-notifies every queue after Resume. A paused device
+	// may be saved; to be loaded it is paused first and sees Reset, Load,
+	// Activate if the driver was ready, and then Resume.
 	Pause()
 	Resume()
 	// Reset returns the device to its state after Attach, with no request

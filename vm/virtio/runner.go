@@ -1,0 +1,156 @@
+package virtio
+
+import (
+	"errors"
+	"os"
+	"sync"
+
+	"github.com/vmkit-go/vmkit/vm/device"
+)
+
+// runner runs the notifications of one queue, one at a time, from whatever
+// side they come: the goroutine of a doorbell, a CPU's bus write, or Resume.
+// It is created with its queue and lives until the device is reset.
+type runner struct {
+	queue  *Queue
+	notify func() // the device's Notify for this queue
+
+	mu      sync.Mutex
+	idle    sync.Cond // signalled when running falls
+	open    bool      // notifications may run
+	running bool      // one is running
+	again   bool      // another came meanwhile
+
+	bell device.Doorbell // nil: notifications come over the bus
+	wg   sync.WaitGroup  // the doorbell's goroutine and handed-over drains
+}
+
+func newRunner(q *Queue, notify func()) *runner {
+	r := &runner{queue: q, notify: notify}
+	r.idle.L = &r.mu
+	return r
+}
+
+// listen takes the queue's notifications from a doorbell if there is one.
+// unlisten must be called before the next listen. failed is told if the
+// doorbell stops working.
+func (r *runner) listen(d device.Doorbells, addr uint64, size int, match *uint64, failed func(error)) error {
+	if d == nil {
+		return nil
+	}
+	bell, err := d.Doorbell(addr, size, match)
+	if errors.Is(err, errors.ErrUnsupported) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	r.mu.Lock()
+	r.bell = bell
+	r.mu.Unlock()
+	r.wg.Go(func() {
+		for {
+			if err := bell.Wait(); err != nil {
+				if !errors.Is(err, os.ErrClosed) {
+					failed(err)
+				}
+				return
+			}
+			if r.enter() {
+				r.run()
+			}
+		}
+	})
+	return nil
+}
+
+// unlisten gives the doorbell back and waits for its goroutine. The runner is
+// shut meanwhile.
+func (r *runner) unlisten() {
+	r.mu.Lock()
+	bell := r.bell
+	r.bell = nil
+	r.mu.Unlock()
+	if bell != nil {
+		bell.Close()
+	}
+	r.wg.Wait()
+}
+
+// ring notifies the queue: through the doorbell's goroutine if there is one,
+// otherwise on the caller, for one drain at most.
+func (r *runner) ring() {
+	r.mu.Lock()
+	bell := r.bell
+	r.mu.Unlock()
+	if bell != nil {
+		bell.Ring()
+		return
+	}
+	if !r.enter() {
+		return
+	}
+	if r.once() {
+		// A guest that adds buffers as fast as they are used must not
+		// hold the CPU that rang.
+		r.wg.Go(r.run)
+	}
+}
+
+// enter claims the right to run, or leaves word for whoever has it.
+func (r *runner) enter() bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if !r.open {
+		return false
+	}
+	if r.running {
+		r.again = true
+		return false
+	}
+	r.running = true
+	return true
+}
+
+// run drains the queue for as long as there is more to do. The caller has
+// entered.
+func (r *runner) run() {
+	for r.once() {
+	}
+}
+
+// once notifies the device once and reports whether it has to be notified
+// again; otherwise it leaves.
+func (r *runner) once() bool {
+	r.queue.beginDrain()
+	r.notify()
+	more := r.queue.endDrain()
+	r.queue.Publish() // malformed chains that Pop answered
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if (r.again || more) && r.open {
+		r.again = false
+		return true
+	}
+	r.again = false
+	r.running = false
+	r.idle.Broadcast()
+	return false
+}
+
+// shut stops notifications and waits for the one that runs. What arrives from
+// now on is dropped: whoever opens the runner again rings it.
+func (r *runner) shut() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.open = false
+	for r.running {
+		r.idle.Wait()
+	}
+}
+
+func (r *runner) unshut() {
+	r.mu.Lock()
+	r.open = true
+	r.mu.Unlock()
+}
