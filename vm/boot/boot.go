@@ -59,7 +59,8 @@ const (
 	DataSelector = 0x18
 )
 
-// Entry is the state in which CPU 0 starts the program. Every register that
+// Entry is where and how CPU 0 starts the program; [Entry.State] makes it
+// a CPU state. Every register that
 // it does not name is zero, interrupts are off, and the segments are flat.
 type Entry struct {
 	Mode Mode
