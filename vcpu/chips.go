@@ -39,8 +39,8 @@ type IOAPIC struct {
 // PIT is an 8254 timer.
 type PIT struct {
 	Channels [3]PITChannel
-	// ReinjectOff says that ticks which the guest has missed are dropped.
-	ReinjectOff bool
+	// SpeakerOn is bit 1 of port 0x61, the speaker's data.
+	SpeakerOn bool
 	// HPETLegacy says that the HPET has taken over the PIT's interrupt.
 	HPETLegacy bool
 }

@@ -80,6 +80,8 @@ type Engine interface {
 	device.Doorbells
 	// SaveChips and LoadChips copy the state of the interrupt chips and
 	// timers that the CPUs share, while every CPU is out of the guest.
+	// LoadChips comes after SetState of every CPU and right before they
+	// run.
 	SaveChips() (ChipState, error)
 	LoadChips(ChipState) error
 	Close() error
