@@ -41,7 +41,7 @@ var (
 // with their Debian packages.
 var basePrograms = map[string]string{
 	"mke2fs": "e2fsprogs", "e2fsck": "e2fsprogs", "debugfs": "e2fsprogs", "resize2fs": "e2fsprogs",
-	"ip": "iproute2",
+	"ip": "iproute2", "dash": "dash",
 }
 
 // qemuFiles are what QEMU needs with -accel kvm; patterns that match nothing
@@ -117,6 +117,12 @@ func writeInitrd(ctx context.Context, cfg *Config, k *debian.Kernel, busybox, pa
 		return err
 	}
 	if err := rd.programs(cfg); err != nil {
+		return err
+	}
+	// Busybox's own shell prefers its applets (an ip, an mke2fs) to programs in
+	// PATH, so /bin/sh is Debian's usual one.
+	rd.seen["/usr/bin/sh"] = true
+	if err := rd.w.Symlink("/usr/bin/sh", "dash"); err != nil {
 		return err
 	}
 	if err := rd.busybox(ctx, busybox); err != nil {

@@ -1,0 +1,34 @@
+# The only command that a newcomer types is one of these; each installs the
+# Debian packages it needs if they are missing, and says so.
+
+GO ?= go
+STATICCHECK = honnef.co/go/tools/cmd/staticcheck@v0.8.2
+# How long `make fuzz` gives each fuzz target.
+FUZZTIME ?= 30s
+
+.PHONY: help demo test bench lint fuzz deps
+
+help:
+	@echo 'make demo              boot Debian'\''s cloud kernel and run a command in it'
+	@echo 'make test [V=1]        lint, and all tests: on this host, with the race detector, on a nested KVM'
+	@echo 'make bench [BENCH=X]   print the benchmark tables, and one line per figure; X picks one'
+	@echo 'make lint              gofmt, go vet, staticcheck'
+	@echo 'make fuzz [FUZZTIME=T] run every fuzz target for T (30s)'
+
+demo: deps
+	$(GO) run ./examples/vmm run -- sh -c 'echo "hello from $$(uname -sr), running on $$(nproc) CPU(s)"'
+
+test: deps
+	$(GO) run ./internal/build/testall $(if $(V),-v)
+
+bench: deps
+	$(GO) run ./internal/bench $(BENCH)
+
+lint:
+	$(GO) run ./internal/build/testall -only lint
+
+fuzz: deps
+	$(GO) run ./internal/build/testall -only fuzz -fuzztime $(FUZZTIME)
+
+deps:
+	@sh internal/build/deps.sh

@@ -1,0 +1,115 @@
+package main
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"time"
+)
+
+// nested runs the tests of the packages that use KVM in one nested host.
+func (a *all) nested() error {
+	pkgs, err := a.nestedPackages()
+	if err != nil || len(pkgs) == 0 {
+		return err
+	}
+	dir, err := os.MkdirTemp("", "vmkit-test-")
+	if err != nil {
+		return err
+	}
+	defer os.RemoveAll(dir)
+	tool := filepath.Join(dir, "nestedexec")
+	if err := a.command("go", "build", "-o", tool, "./internal/nestedkvm/nestedexec"); err != nil {
+		return err
+	}
+	sock := filepath.Join(dir, "sock")
+	stop, err := a.serve(tool, sock)
+	if err != nil {
+		return err
+	}
+	defer stop()
+	// One package at a time: its tests have the machine's two processors.
+	return a.goTest("nested", []string{"VMKIT_NESTED_SOCK=" + sock}, []string{"-p=1", "-exec=" + tool}, pkgs)
+}
+
+// nestedPackages lists the packages whose tests use KVM.
+func (a *all) nestedPackages() ([]string, error) {
+	pkgs, err := a.list("{{.ImportPath}}")
+	if err != nil {
+		return nil, err
+	}
+	// With -test, a test binary is listed as PKG.test with all it depends on.
+	out, err := a.output("go", append([]string{"list", "-test", "-f",
+		`{{if eq .Name "main"}}{{.ImportPath}} {{join .Deps " "}}{{end}}`}, pkgs...)...)
+	if err != nil {
+		return nil, err
+	}
+	usesKVM := map[string]bool{}
+	for line := range strings.Lines(out) {
+		f := strings.Fields(line)
+		pkg, ok := strings.CutSuffix(f[0], ".test")
+		if !ok {
+			continue
+		}
+		for _, dep := range f[1:] {
+			// The package under test itself is listed as "kvm [kvm.test]".
+			if dep == module+"/kvm" {
+				usesKVM[pkg] = true
+			}
+		}
+	}
+	var chosen []string
+	for _, p := range pkgs {
+		if (usesKVM[p] || matches(p, extraNested)) && !matches(p, notNested) {
+			chosen = append(chosen, p)
+		}
+	}
+	return chosen, nil
+}
+
+// serve boots the nested host and waits until it serves; stop ends it.
+func (a *all) serve(tool, sock string) (stop func(), err error) {
+	ctx, cancel := context.WithCancel(a.ctx)
+	cmd := exec.CommandContext(ctx, tool, "-serve", sock)
+	cmd.Cancel = func() error { return cmd.Process.Signal(syscall.SIGTERM) }
+	cmd.WaitDelay = 10 * time.Second
+	log, err := cmd.StderrPipe()
+	if err != nil {
+		cancel()
+		return nil, err
+	}
+	if err := cmd.Start(); err != nil {
+		cancel()
+		return nil, err
+	}
+	ready, ended := make(chan struct{}), make(chan struct{})
+	go func() {
+		defer close(ended)
+		up := false
+		for in := bufio.NewScanner(log); in.Scan(); {
+			fmt.Println(in.Text())
+			if !up && strings.HasPrefix(in.Text(), "serving on ") {
+				up = true
+				close(ready)
+			}
+		}
+	}()
+	stop = func() {
+		cancel()
+		<-ended
+		_ = cmd.Wait()
+	}
+	select {
+	case <-ready:
+		return stop, nil
+	case <-ended:
+		stop()
+		return nil, errors.New("the nested host did not start")
+	}
+}
