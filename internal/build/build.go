@@ -30,7 +30,7 @@ var rules = []rule{
 	{"vcpu/soft", []string{"vcpu$", "memory", "vm/device"}},
 	{"vcpu", []string{"memory", "vm/device"}},
 	{"vm/virtio", []string{"memory", "vm/device", "internal"}},
-	{"vm/boot", []string{"memory", "vm/device", "internal", "github.com/klauspost/compress"}},
+	{"vm/boot", []string{"memory", "vcpu$", "vm/device", "internal", "github.com/klauspost/compress"}},
 	{"disk", []string{"vm/virtio", "vm/device", "memory", "internal"}},
 	{"netdev", []string{"vm/virtio", "vm/device", "memory", "internal"}},
 	{"stream", []string{"disk", "vm/virtio", "vm/device", "memory", "internal", "github.com/klauspost/compress"}},
