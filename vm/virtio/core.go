@@ -21,12 +21,6 @@ const (
 	StatusFailed      = 128
 )
 
-// Interrupt status bits (virtio 1.2, sections 4.1.4.5 and 4.2.2).
-const (
-	isrQueue  = 1
-	isrConfig = 2
-)
-
 // noVector is the vector number for no MSI-X vector (virtio 1.2, section 4.1.4.3).
 const noVector = 0xffff
 

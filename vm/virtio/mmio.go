@@ -3,7 +3,6 @@ package virtio
 import (
 	"encoding/binary"
 	"fmt"
-	"sync"
 
 	"github.com/vmkit-go/vmkit/vm/device"
 )
@@ -65,11 +64,7 @@ type MMIOConfig struct {
 type MMIO struct {
 	core
 	base uint64
-	line device.Line
-
-	irqMu sync.Mutex
-	isr   uint32
-	level bool // as last set on line
+	irq  irqLine
 }
 
 var (
@@ -83,7 +78,8 @@ func NewMMIO(dev Device, cfg MMIOConfig) (*MMIO, error) {
 	if cfg.Line == nil {
 		return nil, fmt.Errorf("%w %q: no interrupt line", ErrDevice, cfg.Host.Name)
 	}
-	m := &MMIO{base: cfg.Base, line: cfg.Line}
+	m := &MMIO{base: cfg.Base}
+	m.irq.line = cfg.Line
 	if err := m.init(dev, cfg.Host, cfg.Doorbells, m); err != nil {
 		return nil, err
 	}
@@ -105,9 +101,7 @@ func (m *MMIO) Read(off uint64, p []byte) {
 	}
 	var v uint32
 	if off == mmioInterruptStatus { // needs no lock but the interrupt's
-		m.irqMu.Lock()
-		v = m.isr
-		m.irqMu.Unlock()
+		v = m.irq.status()
 	} else {
 		m.mu.Lock()
 		v = m.register(off)
@@ -165,7 +159,7 @@ func (m *MMIO) Write(off uint64, p []byte) {
 		m.ring(v)
 		return
 	case mmioInterruptACK:
-		m.lower(v)
+		m.irq.lower(v)
 		return
 	}
 	m.mu.Lock()
@@ -225,34 +219,9 @@ func setQueueRegister(q *queueRegs, off uint64, v uint32) {
 	}
 }
 
-// raise adds bits to the interrupt status and drives the line accordingly;
-// lower takes them away.
-func (m *MMIO) raise(bits uint32) {
-	m.irqMu.Lock()
-	m.isr |= bits
-	m.drive()
-	m.irqMu.Unlock()
-}
-
-func (m *MMIO) lower(bits uint32) {
-	m.irqMu.Lock()
-	m.isr &^= bits
-	m.drive()
-	m.irqMu.Unlock()
-}
-
-func (m *MMIO) drive() {
-	if level := m.isr != 0; level != m.level {
-		m.level = level
-		if err := m.line.Set(level); err != nil {
-			m.host.Log.Warn("virtio: interrupt line", "device", m.host.Name, "error", err)
-		}
-	}
-}
-
-func (m *MMIO) queueInterrupt(int) { m.raise(isrQueue) }
-func (m *MMIO) configInterrupt()   { m.raise(isrConfig) }
-func (m *MMIO) reset()             { m.lower(^uint32(0)) }
+func (m *MMIO) queueInterrupt(int) { m.irq.raise(isrQueue) }
+func (m *MMIO) configInterrupt()   { m.irq.raise(isrConfig) }
+func (m *MMIO) reset()             { m.irq.lower(^uint32(0)) }
 
 func (m *MMIO) doorbell(queue int) (addr uint64, size int, match *uint64, ok bool) {
 	v := uint64(queue)
@@ -283,10 +252,7 @@ func (m *MMIO) Save() (device.State, error) {
 	if err != nil {
 		return device.State{}, err
 	}
-	m.irqMu.Lock()
-	isr := m.isr
-	m.irqMu.Unlock()
-	return device.EncodeState(1, mmioState{Core: st, ISR: isr})
+	return device.EncodeState(1, mmioState{Core: st, ISR: m.irq.status()})
 }
 
 // Load replaces the state by a saved one. Guest memory must have been loaded
@@ -301,12 +267,12 @@ func (m *MMIO) Load(s device.State) error {
 	if err := m.check(&st.Core, 0); err != nil {
 		return err
 	}
-	if st.ISR&^(isrQueue|isrConfig) != 0 {
-		return fmt.Errorf("%s: %w: interrupt status %#x", m.host.Name, ErrState, st.ISR)
+	if err := checkISR(m.host.Name, st.ISR); err != nil {
+		return err
 	}
 	if err := m.load(&st.Core); err != nil {
 		return err
 	}
-	m.raise(st.ISR)
+	m.irq.raise(st.ISR)
 	return nil
 }
