@@ -74,6 +74,8 @@ type CPU interface {
 type Engine interface {
 	// NewCPU makes CPU id with the engine's CPU model.
 	NewCPU(id int) (CPU, error)
+	// CPUID is what CPUID instructions of CPU 0 report.
+	CPUID() CPUID
 	// Line returns interrupt line gsi (0 to 23) of the chips.
 	Line(gsi int) device.Line
 	device.MSI

@@ -1,0 +1,119 @@
+package vm
+
+import (
+	"fmt"
+
+	"github.com/vmkit-go/vmkit/internal/pci"
+	"github.com/vmkit-go/vmkit/internal/platform"
+	"github.com/vmkit-go/vmkit/vm/device"
+	"github.com/vmkit-go/vmkit/vm/virtio"
+)
+
+// transport is a virtio device on PCI or MMIO.
+type transport interface {
+	device.Stateful
+	pauser
+	Close() error
+}
+
+// slot is one virtio device in its place.
+type slot struct {
+	name      string
+	transport transport
+	base      uint64 // MMIO: the register window
+	gsi       uint32 // MMIO: the interrupt line
+}
+
+var typeNames = map[virtio.Type]string{
+	virtio.TypeNet: "net", virtio.TypeBlock: "blk", virtio.TypeConsole: "console", virtio.TypeEntropy: "rng",
+}
+
+// attach gives a device the next slot. Names count per type, so that adding a
+// disk does not rename a network card.
+func (m *Machine) attach(d virtio.Device) error {
+	kind, ok := typeNames[d.Type()]
+	if !ok {
+		kind = fmt.Sprintf("virtio%d-", d.Type())
+	}
+	n := 0
+	for i := range m.slots {
+		if m.cfg.Devices[i].Type() == d.Type() {
+			n++
+		}
+	}
+	name := fmt.Sprintf("%s%d", kind, n)
+	host := virtio.Host{Name: name, Memory: m.mem, Inbox: m.inbox, Log: m.log}
+	var (
+		s   slot
+		err error
+	)
+	if m.cfg.Transport == MMIO {
+		s, err = m.attachMMIO(d, host)
+	} else {
+		s, err = m.attachPCI(d, host)
+	}
+	if err != nil {
+		return fmt.Errorf("%s: %w", name, err)
+	}
+	s.name = name
+	m.slots = append(m.slots, s)
+	m.parts = append(m.parts, part{name, s.transport})
+	return nil
+}
+
+func (m *Machine) attachMMIO(d virtio.Device, host virtio.Host) (slot, error) {
+	gsi, ok := platform.MMIOGSI(len(m.slots))
+	if !ok {
+		return slot{}, fmt.Errorf("no room: MMIO has %d slots", platform.MaxMMIOSlots)
+	}
+	base := uint64(platform.MMIOBase + len(m.slots)*platform.MMIOSize)
+	t, err := virtio.NewMMIO(d, virtio.MMIOConfig{
+		Host: host, Base: base, Line: m.engine.Line(int(gsi)), Doorbells: m.engine,
+	})
+	if err != nil {
+		return slot{}, err
+	}
+	if err := m.mmio.Map(base, platform.MMIOSize, t); err != nil {
+		t.Close()
+		return slot{}, err
+	}
+	return slot{transport: t, base: base, gsi: gsi}, nil
+}
+
+// addBus makes the PCI bus with its host bridge, unless devices are on MMIO.
+func (m *Machine) addBus() error {
+	if m.cfg.Transport != PCI {
+		return nil
+	}
+	m.pci = pci.NewBus(pci.Window{Base: platform.PCIWindowBase, Size: platform.PCIWindowSize})
+	if err := m.pci.Add(0, pci.NewHostBridge()); err != nil {
+		return err
+	}
+	if err := m.ports.Map(platform.PortPCIAddress, 8, m.pci.Ports()); err != nil {
+		return err
+	}
+	if err := m.mmio.Map(platform.ECAMBase, platform.ECAMSize, m.pci.ECAM()); err != nil {
+		return err
+	}
+	m.parts = append(m.parts, part{"pci", m.pci})
+	return nil
+}
+
+func (m *Machine) attachPCI(d virtio.Device, host virtio.Host) (slot, error) {
+	i := len(m.slots) + 1 // the host bridge has slot 0
+	if i >= pci.Slots {
+		return slot{}, fmt.Errorf("no room: the PCI bus has %d slots for devices", pci.Slots-1)
+	}
+	t, err := virtio.NewPCI(d, virtio.PCIConfig{
+		Host: host, Bus: &m.mmio, MSI: m.engine, Doorbells: m.engine,
+		BAR: platform.PCIWindowBase + uint64(i)*virtio.PCIBARSize,
+	})
+	if err != nil {
+		return slot{}, err
+	}
+	if err := m.pci.Add(i, t.Function()); err != nil {
+		t.Close()
+		return slot{}, err
+	}
+	return slot{transport: t}, nil
+}
