@@ -24,23 +24,75 @@ var (
 // pageSize is the unit in which host memory is taken when it is written.
 const pageSize = 4096
 
-// lz4Decoder decodes LZ4 blocks.
+// lz4Decoder decodes one block. Its fields are set for one call of decode.
 type lz4Decoder struct {
+	in  section // the packed block
+	buf []byte  // takes pieces of in; at least 2*lz4Margin bytes
+
+	// emit, if set, takes the content piece by piece: the target is then a
+	// window of at least 2*lz4History bytes.
+	emit func(content []byte) error
 	// sparse leaves out whole pages of long runs of zeros, for a target
 	// that reads as zero already: they take no host memory then.
 	sparse bool
 	// prefix stops without an error when the target is full.
 	prefix bool
+
+	at      int64 // how much of in has been read
+	emitted int   // bytes at the start of the window that emit has had
+	total   int   // bytes that emit has had
 }
 
-// decode unpacks block src into dst and returns how many bytes it made.
-// Whatever src is, it writes only to dst and reads at most len(src) bytes of
-// input for each call.
-func (o lz4Decoder) decode(dst, src []byte) (int, error) {
+const (
+	// lz4Margin bounds what one short sequence takes of the input, and what
+	// reading it in larger units than needed does.
+	lz4Margin  = 64
+	lz4History = 64 << 10 // the farthest that a match reaches back
+)
+
+// fill returns the input from src[s:] on, with more of it behind.
+func (z *lz4Decoder) fill(src []byte, s int) ([]byte, error) {
+	n := copy(z.buf, src[s:])
+	more := int(min(int64(len(z.buf)-n), z.in.size-z.at))
+	err := z.in.readAt(z.buf[n:n+more], z.at)
+	z.at += int64(more)
+	return z.buf[:n+more], err
+}
+
+// flush empties the window dst[:d], except for what matches may refer to, and
+// returns the new d.
+func (z *lz4Decoder) flush(dst []byte, d int) (int, error) {
+	if z.emit == nil {
+		return d, errLZ4Long
+	}
+	z.total += d - z.emitted
+	if err := z.emit(dst[z.emitted:d]); err != nil {
+		return d, err
+	}
+	if d > lz4History {
+		d = copy(dst, dst[d-lz4History:d])
+	}
+	z.emitted = d
+	return d, nil
+}
+
+// decode unpacks the block into dst and returns how many bytes it made.
+// Whatever the block holds, nothing but dst is written.
+func (z *lz4Decoder) decode(dst []byte) (int, error) {
+	src, err := z.fill(nil, 0)
+	if err != nil {
+		return 0, err
+	}
 	var d, s int
 	for {
+		if len(src)-s < lz4Margin && z.at < z.in.size {
+			if src, err = z.fill(src, s); err != nil {
+				return 0, err
+			}
+			s = 0
+		}
 		if s >= len(src) {
-			return d, errLZ4Short
+			return 0, errLZ4Short
 		}
 		token := src[s]
 		s++
@@ -54,29 +106,48 @@ func (o lz4Decoder) decode(dst, src []byte) (int, error) {
 			d += lit
 		} else {
 			if lit == 15 {
-				var err error
-				if lit, s, err = lz4Length(lit, src, s); err != nil {
-					return d, err
+				if lit, src, s, err = z.length(lit, src, s); err != nil {
+					return 0, err
 				}
 			}
-			if lit > len(src)-s {
-				return d, errLZ4Short
-			}
-			if lit > len(dst)-d {
-				n := copy(dst[d:], src[s:])
-				if o.prefix {
-					return d + n, nil
+			for lit > 0 {
+				if s == len(src) {
+					if src, err = z.fill(nil, 0); err != nil {
+						return 0, err
+					}
+					if s = 0; len(src) == 0 {
+						return 0, errLZ4Short
+					}
 				}
-				return d, errLZ4Long
-			}
-			copy(dst[d:d+lit], src[s:s+lit])
-			s += lit
-			d += lit
-			if s == len(src) {
-				return d, nil // the last sequence has no match
+				if d == len(dst) {
+					if z.prefix {
+						return d, nil
+					}
+					if d, err = z.flush(dst, d); err != nil {
+						return 0, err
+					}
+				}
+				n := min(lit, len(src)-s)
+				n = copy(dst[d:], src[s:s+n])
+				d += n
+				s += n
+				lit -= n
 			}
 			if len(src)-s < 2 {
-				return d, errLZ4Short
+				if src, err = z.fill(src, s); err != nil {
+					return 0, err
+				}
+				s = 0
+			}
+			if len(src) == s { // the last sequence has no match
+				if z.emit == nil {
+					return d, nil
+				}
+				_, err = z.flush(dst, d)
+				return z.total, err
+			}
+			if len(src)-s < 2 {
+				return 0, errLZ4Short
 			}
 		}
 
@@ -85,7 +156,7 @@ func (o lz4Decoder) decode(dst, src []byte) (int, error) {
 		s += 2
 		from := d - offset
 		if from < 0 || offset == 0 {
-			return d, errLZ4Offset
+			return 0, errLZ4Offset
 		}
 		n := int(token & 15)
 		if n < 15 && d+32 <= len(dst) {
@@ -105,51 +176,64 @@ func (o lz4Decoder) decode(dst, src []byte) (int, error) {
 			}
 		} else {
 			if n == 15 {
-				var err error
-				if n, s, err = lz4Length(n, src, s); err != nil {
-					return d, err
+				if n, src, s, err = z.length(n, src, s); err != nil {
+					return 0, err
 				}
 			}
 			n += 4
-			if n > len(dst)-d {
-				if !o.prefix {
-					return d, errLZ4Long
-				}
+		}
+		for n > len(dst)-d {
+			if z.prefix {
 				n = len(dst) - d
+				break
 			}
-			if o.sparse && n >= 4*pageSize && offset <= 8 && allZero(dst[from:d]) {
-				zeroSparse(dst, d, d+n)
-				d += n
-				continue
+			n -= len(dst) - d
+			repeat(dst, d, len(dst), offset)
+			if d, err = z.flush(dst, len(dst)); err != nil {
+				return 0, err
 			}
 		}
-		if offset >= n {
-			copy(dst[d:d+n], dst[from:from+n])
-			d += n
+		if z.sparse && n >= 4*pageSize && offset <= 8 && allZero(dst[from:d]) {
+			zeroSparse(dst, d, d+n)
 		} else {
-			// The match overlaps what it makes: a pattern that repeats.
-			// Each round doubles what there is of it.
-			for end := d + n; d < end; {
-				d += copy(dst[d:end], dst[from:d])
-			}
+			repeat(dst, d, d+n, offset)
 		}
-		if o.prefix && d == len(dst) {
+		d += n
+		if z.prefix && d == len(dst) {
 			return d, nil
 		}
 	}
 }
 
-// lz4Length adds the further bytes of a length to n.
-func lz4Length(n int, src []byte, s int) (int, int, error) {
-	for s < len(src) {
+// repeat fills dst[d:end] with what lies offset bytes before. If the match
+// overlaps what it makes, that is a pattern: each round doubles what there is
+// of it.
+func repeat(dst []byte, d, end, offset int) {
+	from := d - offset
+	for d < end {
+		d += copy(dst[d:end], dst[from:d])
+	}
+}
+
+// length adds the further bytes of a length to n.
+func (z *lz4Decoder) length(n int, src []byte, s int) (int, []byte, int, error) {
+	for {
+		if s == len(src) {
+			var err error
+			if src, err = z.fill(nil, 0); err != nil {
+				return 0, src, 0, err
+			}
+			if s = 0; len(src) == 0 {
+				return 0, src, 0, errLZ4Short
+			}
+		}
 		b := src[s]
 		s++
 		n += int(b)
 		if b != 255 {
-			return n, s, nil
+			return n, src, s, nil
 		}
 	}
-	return 0, s, errLZ4Short
 }
 
 // zeroSparse makes dst[from:to] zero, where all from a little past from on is

@@ -18,8 +18,11 @@ import (
 	"github.com/vmkit-go/vmkit/memory"
 )
 
-// maxUnpackers bounds the goroutines that unpack one kernel.
-const maxUnpackers = 4
+const (
+	maxUnpackers = 4         // goroutines for one kernel
+	lz4InBuffer  = 128 << 10 // bytes that each reads at once
+	lz4Window    = 512 << 10 // for blocks that are not decoded in place
+)
 
 // errForeign says that a payload is left to the guest.
 var errForeign = errors.New("payload is not gzip, zstd or LZ4")
@@ -85,12 +88,13 @@ func unpackLZ4(mem *memory.Memory, p section, ram uint64) (*elfImage, uint64, er
 		return nil, 0, err
 	}
 	prefix := make([]byte, min(elfPrefix, frame.size))
-	in := make([]byte, min(frame.blocks[0].len, 16*elfPrefix))
-	if err := p.readAt(in, frame.blocks[0].off); err != nil {
+	first, err := p.section(frame.blocks[0].off, int64(frame.blocks[0].len))
+	if err != nil {
 		return nil, 0, err
 	}
-	if n, err := (lz4Decoder{prefix: true}).decode(prefix, in); n < len(prefix) {
-		return nil, 0, fmt.Errorf("block 0: %w", cmp.Or(err, errLZ4Short))
+	z := lz4Decoder{in: first, buf: make([]byte, elfPrefix), prefix: true}
+	if n, err := z.decode(prefix); n < len(prefix) {
+		return nil, 0, fmt.Errorf("block at offset %#x: %w", first.off, cmp.Or(err, errLZ4Short))
 	}
 	img, err := parseELF(prefix, frame.size, ram)
 	if err != nil {
@@ -116,16 +120,10 @@ func unpackLZ4(mem *memory.Memory, p section, ram uint64) (*elfImage, uint64, er
 		next++
 		return jobs[next-1], true
 	}
-	packed := 0
-	for _, j := range jobs {
-		packed = max(packed, j.len)
-	}
 	for range min(runtime.GOMAXPROCS(0), maxUnpackers, len(jobs)) {
 		wg.Go(func() {
-			buf, free, err := scratch(packed)
-			if err == nil {
-				defer free()
-			}
+			buf := make([]byte, lz4InBuffer)
+			var err error
 			for {
 				j, ok := take(err)
 				if !ok {
@@ -191,38 +189,41 @@ func (img *elfImage) plan(frame lz4Frame, ram uint64) (jobs []job, end uint64) {
 
 // run decodes block j, using buf for its packed form.
 func (j job) run(mem *memory.Memory, p section, img *elfImage, buf []byte) error {
-	src := buf[:j.len]
-	if err := p.readAt(src, j.off64()); err != nil {
-		return err
-	}
-	var dst []byte
-	var err error
-	if j.base != 0 {
-		dst, err = mem.Slice(j.base, uint64(j.size))
-	} else {
-		var free func()
-		if dst, free, err = scratch(j.size); err == nil {
-			defer free()
-		}
-	}
+	in, err := p.section(j.lz4Block.off, int64(j.len))
 	if err != nil {
 		return err
 	}
-	n, err := lz4Decoder{sparse: true}.decode(dst, src)
+	z := lz4Decoder{in: in, buf: buf}
+	var dst []byte
+	if j.base != 0 {
+		z.sparse = true
+		if dst, err = mem.Slice(j.base, uint64(j.size)); err != nil {
+			return err
+		}
+	} else {
+		dst = make([]byte, lz4Window)
+		at, end := j.off, j.off+uint64(j.size)
+		z.emit = func(content []byte) error {
+			if uint64(len(content)) > end-at {
+				return errLZ4Long
+			}
+			err := img.scatter(mem, content, at)
+			at += uint64(len(content))
+			return err
+		}
+	}
+	n, err := z.decode(dst)
 	if err == nil && n != j.size {
 		err = fmt.Errorf("unpacks to %d bytes: want %d", n, j.size)
 	}
 	if err != nil {
-		return fmt.Errorf("block at offset %#x: %w", p.off+j.off64(), err)
+		return fmt.Errorf("block at offset %#x: %w", in.off, err)
 	}
 	if j.base != 0 {
 		mem.MarkDirty(j.base, uint64(j.size))
-		return nil
 	}
-	return img.scatter(mem, dst, j.off)
+	return nil
 }
-
-func (j job) off64() int64 { return j.lz4Block.off }
 
 // scatter copies the file's content from off on to the segments that it
 // belongs to. Pages of zeros are left out: guest memory reads as zero already.
