@@ -162,7 +162,7 @@ func writeInitrd(ctx context.Context, cfg *Config, k *debian.Kernel, busybox, pa
 func agentConfig(modules []string) agent.Config {
 	return agent.Config{
 		Modules: modules,
-		Ports:   numPorts,
+		Ports:   numPorts + 1,
 		Mounts: []agent.Mount{
 			{Source: "serial=" + cacheSerial, Target: guestCache, Type: "ext4", ReadOnly: true},
 			{Source: "serial=" + scratchSerial, Target: "/tmp", Type: "ext4"},

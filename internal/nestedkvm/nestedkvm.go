@@ -24,7 +24,6 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"sync"
 	"time"
 
 	"github.com/vmkit-go/vmkit/internal/nestedkvm/wire"
@@ -138,16 +137,10 @@ func (c *Config) setDefaults() error {
 type Host struct {
 	qemu  *qemu
 	ports chan *port // idle ports
-
-	mu     sync.Mutex
-	closed bool
 }
 
 // port is one virtio-serial port with its agent's session.
-type port struct {
-	conn *wire.Conn
-	file io.ReadWriteCloser
-}
+type port struct{ conn *wire.Conn }
 
 // Start boots a nested host; the caller must Close it. ctx bounds the start
 // alone. QEMU also ends when this process dies.
@@ -165,6 +158,7 @@ func Start(ctx context.Context, cfg Config) (*Host, error) {
 		h.Close()
 		return nil, fmt.Errorf("nested host: %w", err)
 	}
+	q.removeFiles()
 	fmt.Fprintf(cfg.Log, "nested host is up after %.1f s\n", time.Since(begin).Seconds())
 	return h, nil
 }
@@ -176,8 +170,8 @@ func (h *Host) handshake(ctx context.Context, timeout time.Duration) error {
 	defer cancel()
 	got := make(chan error, 1)
 	go func() {
-		for _, f := range h.qemu.ports {
-			p := &port{conn: wire.NewConn(f), file: f}
+		for i, f := range h.qemu.ports {
+			p := &port{conn: wire.NewConn(f)}
 			t, _, err := p.conn.Read()
 			if err == nil && t != wire.Hello {
 				err = fmt.Errorf("%w: greeting is a frame %q", wire.ErrProtocol, t)
@@ -185,6 +179,10 @@ func (h *Host) handshake(ctx context.Context, timeout time.Duration) error {
 			if err != nil {
 				got <- err
 				return
+			}
+			if i == numPorts {
+				go h.watch(p)
+				break
 			}
 			h.ports <- p
 		}
@@ -206,9 +204,6 @@ func (h *Host) handshake(ctx context.Context, timeout time.Duration) error {
 // Close ends the nested host and everything in it at once, and waits for QEMU's
 // end. Programs under way return ErrClosed. Calling it again does nothing.
 func (h *Host) Close() error {
-	h.mu.Lock()
-	h.closed = true
-	h.mu.Unlock()
 	h.qemu.stop()
 	return nil
 }
@@ -216,13 +211,45 @@ func (h *Host) Close() error {
 // Done is closed when the nested host has ended, by Close or by itself.
 func (h *Host) Done() <-chan struct{} { return h.qemu.exited }
 
-// fail turns a transport error into what the caller should know.
-func (h *Host) fail(err error) error {
-	h.mu.Lock()
-	closed := h.closed
-	h.mu.Unlock()
-	if closed {
-		return ErrClosed
+// How often the agent is asked whether it lives, and how long it may take to
+// answer on a machine that has much else to do.
+const (
+	pingEvery = 5 * time.Second
+	pingLimit = 2 * time.Minute
+)
+
+// watch kills a nested host whose agent does not answer any more.
+func (h *Host) watch(p *port) {
+	answers := make(chan struct{})
+	go func() {
+		defer close(answers)
+		for {
+			t, _, err := p.conn.Read()
+			if err != nil || t != wire.Pong {
+				return
+			}
+			answers <- struct{}{}
+		}
+	}()
+	defer func() {
+		for range answers { // the reader ends with the process
+		}
+	}()
+	for {
+		select {
+		case <-h.qemu.exited:
+			return
+		case <-time.After(pingEvery):
+		}
+		go func() { _ = p.conn.Write(wire.Ping, nil) }()
+		select {
+		case _, ok := <-answers:
+			if !ok {
+				return
+			}
+		case <-time.After(pingLimit):
+			h.qemu.kill(fmt.Errorf("%w for %v", ErrHostStuck, pingLimit))
+			return
+		}
 	}
-	return h.qemu.explain(err)
 }

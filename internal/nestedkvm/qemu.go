@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"runtime"
 	"strings"
 	"sync"
@@ -26,10 +27,13 @@ type qemu struct {
 	ports   []io.ReadWriteCloser // our ends of the virtio-serial ports
 	console *tail
 	stderr  *tail
-	kill    func()
+	process *os.Process
 	exited  chan struct{} // closed after the process was waited for
 	waitErr error         // valid after exited
 	dir     string
+
+	mu    sync.Mutex
+	cause error // why we killed it
 }
 
 // startQEMU prepares the machine's files and starts the process.
@@ -58,7 +62,7 @@ func startQEMU(ctx context.Context, cfg *Config) (_ *qemu, err error) {
 		"-kernel", img.kernel, "-initrd", img.initrd,
 		"-append", strings.TrimSpace(kernelArgs + " " + cfg.Append),
 		"-chardev", "stdio,id=console,signal=off", "-serial", "chardev:console",
-		"-device", "virtio-serial-pci,id=ports,max_ports=" + fmt.Sprint(numPorts+1),
+		"-device", "virtio-serial-pci,id=ports,max_ports=" + fmt.Sprint(numPorts+2),
 		"-drive", "if=none,id=cache,format=raw,readonly=on,file=" + img.cache,
 		"-device", "virtio-blk-pci,drive=cache,serial=" + cacheSerial,
 		"-drive", "if=none,id=scratch,format=raw,cache=unsafe,discard=unmap,file=" + img.scratch,
@@ -71,7 +75,7 @@ func startQEMU(ctx context.Context, cfg *Config) (_ *qemu, err error) {
 			f.Close()
 		}
 	}()
-	for i := range numPorts {
+	for i := range numPorts + 1 {
 		ours, his, err := socketPair()
 		if err != nil {
 			return nil, err
@@ -115,13 +119,23 @@ func (q *qemu) start(cmd *exec.Cmd) error {
 	if err := <-started; err != nil {
 		return err
 	}
-	q.kill = func() { _ = cmd.Process.Kill() }
+	q.process = cmd.Process
 	return nil
+}
+
+// kill ends the process for a reason, which explain gives.
+func (q *qemu) kill(cause error) {
+	q.mu.Lock()
+	if q.cause == nil {
+		q.cause = cause
+	}
+	q.mu.Unlock()
+	_ = q.process.Kill()
 }
 
 // stop kills QEMU, whose state nobody wants, and waits for its end.
 func (q *qemu) stop() {
-	q.kill()
+	q.kill(ErrClosed)
 	<-q.exited
 }
 
@@ -130,10 +144,12 @@ func (q *qemu) cleanup() {
 	for _, p := range q.ports {
 		p.Close()
 	}
-	if q.dir != "" {
-		os.RemoveAll(q.dir)
-	}
+	q.removeFiles()
 }
+
+// removeFiles removes the machine's files. Once QEMU has opened them that is
+// best done at once: whatever happens later, nothing stays behind.
+func (q *qemu) removeFiles() { _ = os.RemoveAll(q.dir) }
 
 // explain adds to err what is known about the machine's end.
 func (q *qemu) explain(err error) error {
@@ -143,8 +159,18 @@ func (q *qemu) explain(err error) error {
 	case <-time.After(2 * time.Second):
 	}
 	var b strings.Builder
+	q.mu.Lock()
+	cause := q.cause
+	q.mu.Unlock()
+	if errors.Is(cause, ErrClosed) {
+		return ErrClosed
+	}
 	select {
 	case <-q.exited:
+		if cause != nil {
+			err = cause
+			break
+		}
 		if !errors.Is(err, ErrHostDied) {
 			err = fmt.Errorf("%w: %w", ErrHostDied, err)
 		}
@@ -188,6 +214,8 @@ type tail struct {
 	buf  []byte
 }
 
+var escapes = regexp.MustCompile(`\x1b(c|\[[0-9;?=]*[a-zA-Z])`)
+
 // tailSize is how much of the console an error shows, in bytes.
 const tailSize = 4 << 10
 
@@ -209,7 +237,9 @@ func (t *tail) Write(p []byte) (int, error) {
 func (t *tail) String() string {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	return strings.TrimSpace(strings.ReplaceAll(string(t.buf), "\r", ""))
+	// The firmware draws on its screen with escape sequences.
+	text := escapes.ReplaceAllString(string(t.buf), "")
+	return strings.TrimSpace(strings.ReplaceAll(text, "\r", ""))
 }
 
 // scratchFile makes the sparse image of the disk for /tmp.

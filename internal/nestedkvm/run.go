@@ -38,14 +38,18 @@ type Cmd struct {
 	// from Stdin may be outstanding after the program's end.
 	Stdin          io.Reader
 	Stdout, Stderr io.Writer
-	// Signals are passed to the program. Those of a terminal go to its process
-	// group.
+	// Signals are passed to the program; SIGINT and SIGHUP, which come from a
+	// terminal, to its process group.
 	Signals <-chan syscall.Signal
-	// Terminal gives the program a terminal of Rows by Columns; its output is
-	// all on Stdout.
-	Terminal      bool
-	Rows, Columns uint16
+	// Terminal, if not nil, gives the program a terminal of that size; its
+	// output is all on Stdout.
+	Terminal *Size
+	// Resized passes on changes of the terminal's size.
+	Resized <-chan Size
 }
+
+// Size is the size of a terminal in characters.
+type Size = wire.Size
 
 // File is a file or directory of the outer machine to carry in.
 type File struct {
@@ -55,6 +59,8 @@ type File struct {
 	Name string
 	// Libraries carries the shared libraries of an ELF program, too.
 	Libraries bool
+	// Replace removes what is at Name inside first; Path must be a directory.
+	Replace bool
 }
 
 // killGrace is how long a killed program may take to end.
@@ -68,18 +74,17 @@ func (h *Host) Run(ctx context.Context, cmd Cmd) error {
 	select {
 	case p = <-h.ports:
 	case <-h.qemu.exited:
-		return h.fail(ErrHostDied)
+		return h.qemu.explain(ErrHostDied)
 	default:
 		return ErrBusy
 	}
-	s := &client{conn: p.conn, stuck: func() { h.qemu.kill() }}
+	s := &client{conn: p.conn, stuck: func() {
+		h.qemu.kill(fmt.Errorf("%w: a killed program did not end within %v", ErrHostStuck, killGrace))
+	}}
 	err := s.run(ctx, cmd)
 	if s.broken {
-		p.file.Close()
-		if s.late {
-			return h.fail(fmt.Errorf("%w: %w", ErrHostStuck, err))
-		}
-		return h.fail(err)
+		// The agent and we are out of step, or QEMU is gone.
+		return h.qemu.explain(err)
 	}
 	h.ports <- p
 	return err
@@ -90,7 +95,6 @@ type client struct {
 	conn   *wire.Conn
 	stuck  func() // ends the transport if the agent does not answer in time
 	broken bool   // the transport failed or is out of step
-	late   bool   // stuck was called
 
 	// A frame for a program must not reach the one after it.
 	mu   sync.Mutex
@@ -116,21 +120,32 @@ func (s *client) run(ctx context.Context, cmd Cmd) error {
 	if err := ctx.Err(); err != nil {
 		return err
 	}
+	// Whatever is under way when ctx is done ends soon, or is stuck.
+	ended := make(chan struct{})
+	defer close(ended)
+	defer context.AfterFunc(ctx, func() {
+		select {
+		case <-ended:
+		case <-time.After(killGrace):
+			s.stuck()
+		}
+	})()
 	if len(cmd.Files) > 0 {
-		if err := s.send(cmd.Files); err != nil {
+		if err := s.send(ctx, cmd.Files); err != nil {
 			return err
 		}
 	}
 	err := s.exec(ctx, cmd)
 	if len(cmd.Collect) > 0 && !s.broken {
+		// The files of a killed program are worth having, too.
 		err = errors.Join(err, s.collect(cmd))
 	}
 	return err
 }
 
 // send carries files in.
-func (s *client) send(files []File) error {
-	tw := tar.NewWriter(s.conn.Writer(wire.Tar))
+func (s *client) send(ctx context.Context, files []File) error {
+	tw := tar.NewWriter(ctxWriter{ctx, s.conn.Writer(wire.Tar)})
 	err := addFiles(tw, files)
 	if err == nil {
 		err = tw.Close()
@@ -148,6 +163,19 @@ func (s *client) send(files []File) error {
 	return nil
 }
 
+// ctxWriter fails once ctx is done.
+type ctxWriter struct {
+	ctx context.Context
+	w   io.Writer
+}
+
+func (w ctxWriter) Write(p []byte) (int, error) {
+	if err := w.ctx.Err(); err != nil {
+		return 0, err
+	}
+	return w.w.Write(p)
+}
+
 func addFiles(tw *tar.Writer, files []File) error {
 	sent := map[string]bool{}
 	for _, f := range files {
@@ -161,6 +189,11 @@ func addFiles(tw *tar.Writer, files []File) error {
 		real, err := filepath.EvalSymlinks(f.Path)
 		if err != nil {
 			return err
+		}
+		if f.Replace {
+			if err := wire.Replace(tw, name); err != nil {
+				return err
+			}
 		}
 		if err := wire.AddTree(tw, real, name); err != nil {
 			return err
@@ -218,7 +251,7 @@ func (s *client) done(t wire.Type, p []byte) error {
 func (s *client) exec(ctx context.Context, cmd Cmd) error {
 	err := s.conn.WriteJSON(wire.Run, wire.Command{
 		Path: cmd.Path, Args: cmd.Args, Env: cmd.Env, Dir: cmd.Dir,
-		Terminal: cmd.Terminal, Rows: cmd.Rows, Columns: cmd.Columns,
+		Terminal: cmd.Terminal,
 	})
 	if err != nil {
 		return s.lost(err)
@@ -249,7 +282,6 @@ func (s *client) exec(ctx context.Context, cmd Cmd) error {
 // control passes signals on, and kills the program when ctx is done.
 func (s *client) control(ctx context.Context, cmd Cmd, finished <-chan struct{}) {
 	done := ctx.Done()
-	var late <-chan time.Time
 	for {
 		select {
 		case <-finished:
@@ -263,12 +295,13 @@ func (s *client) control(ctx context.Context, cmd Cmd, finished <-chan struct{})
 			s.signal(sig, all)
 		case <-done:
 			done = nil
-			late = time.After(killGrace)
-			go s.signal(syscall.SIGKILL, true)
-		case <-late:
-			s.late = true
-			s.stuck()
-			return
+			s.signal(syscall.SIGKILL, true)
+		case size, ok := <-cmd.Resized:
+			if !ok {
+				cmd.Resized = nil
+			} else if p, err := json.Marshal(size); err == nil {
+				s.write(wire.Resize, p)
+			}
 		}
 	}
 }

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"sync/atomic"
 	"time"
 
 	"github.com/vmkit-go/vmkit/internal/nestedkvm/wire"
@@ -20,7 +21,7 @@ func (h *Host) Serve(ctx context.Context, l net.Listener) error {
 		select {
 		case <-ctx.Done():
 		case <-h.qemu.exited:
-			cancel(h.fail(ErrHostDied))
+			cancel(h.qemu.explain(ErrHostDied))
 		}
 		l.Close()
 	}()
@@ -66,7 +67,6 @@ func (h *Host) serveConn(ctx context.Context, c net.Conn) {
 	}
 	// Whatever the session left under way ends now.
 	if p.conn.Write(wire.Reset, nil) != nil {
-		p.file.Close()
 		return
 	}
 	select {
@@ -75,7 +75,7 @@ func (h *Host) serveConn(ctx context.Context, c net.Conn) {
 			h.ports <- p
 		}
 	case <-time.After(killGrace):
-		h.qemu.kill()
+		h.qemu.kill(fmt.Errorf("%w: a session did not end within %v", ErrHostStuck, killGrace))
 	case <-ctx.Done():
 	}
 }
@@ -113,7 +113,8 @@ func (r *Remote) Run(ctx context.Context, cmd Cmd) error {
 		return fmt.Errorf("served nested host: %w", err)
 	}
 	defer c.Close()
-	s := &client{conn: wire.NewConn(c), stuck: func() { c.Close() }}
+	var late atomic.Bool
+	s := &client{conn: wire.NewConn(c), stuck: func() { late.Store(true); c.Close() }}
 	stop := context.AfterFunc(ctx, func() { _ = c.SetReadDeadline(time.Now()) })
 	t, _, err := s.conn.Read()
 	if !stop() && err != nil {
@@ -128,7 +129,7 @@ func (r *Remote) Run(ctx context.Context, cmd Cmd) error {
 	}
 	err = s.run(ctx, cmd)
 	switch {
-	case s.late:
+	case late.Load():
 		return fmt.Errorf("%w: %w", ErrHostStuck, err)
 	case s.broken && !errors.Is(err, wire.ErrProtocol):
 		return fmt.Errorf("%w: %w", ErrHostDied, err)

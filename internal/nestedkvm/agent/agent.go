@@ -17,7 +17,6 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
-	"sync"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -89,16 +88,14 @@ func serve() error {
 	if err != nil {
 		return err
 	}
-	var wg sync.WaitGroup
+	failed := make(chan error, len(ports))
 	for i, f := range ports {
 		s := &session{id: i, conn: wire.NewConn(f), env: cfg.Env}
-		wg.Go(func() {
-			err := s.serve()
-			fmt.Fprintf(os.Stderr, "vmkit agent: port %d: %v\n", s.id, err)
-		})
+		go func() { failed <- fmt.Errorf("port %d: %w", s.id, s.serve()) }()
 	}
-	wg.Wait()
-	return fmt.Errorf("every port is closed")
+	// A port that fails is a mistake in the protocol: better no machine than
+	// one that does not answer.
+	return <-failed
 }
 
 // openPorts waits for the virtio-serial ports and opens them in order.

@@ -20,12 +20,13 @@ import (
 
 // child is a running program.
 type child struct {
-	proc   *os.Process
-	cgroup string
-	input  chan []byte   // one chunk at a time; nil is the end
-	fed    chan struct{} // closed when nothing more is read from input
-	over   chan struct{} // closed when no process of the program is left
-	done   chan struct{} // closed when its exit status is about to be sent
+	proc     *os.Process
+	cgroup   string
+	terminal *os.File      // the master of its terminal, if it has one
+	input    chan []byte   // one chunk at a time; nil is the end
+	fed      chan struct{} // closed when nothing more is read from input
+	over     chan struct{} // closed when no process of the program is left
+	done     chan struct{} // closed when its exit status is about to be sent
 }
 
 // start runs a program; its output and exit status go to the session's
@@ -68,6 +69,9 @@ func start(s *session, spec wire.Command) (*child, error) {
 		return nil, err
 	}
 	c.proc = cmd.Process
+	if spec.Terminal != nil {
+		c.terminal = io.in
+	}
 	io.closeChildEnds()
 	go c.feed(s.conn, io.in)
 	go c.wait(s.conn, cmd, io)
@@ -82,7 +86,7 @@ type stdio struct {
 }
 
 func newStdio(cmd *exec.Cmd, spec wire.Command) (*stdio, error) {
-	if spec.Terminal {
+	if spec.Terminal != nil {
 		return newTerminal(cmd, spec)
 	}
 	var s stdio
@@ -207,6 +211,17 @@ func (c *child) signal(req wire.SignalRequest) {
 		_ = syscall.Kill(-c.proc.Pid, sig)
 	default:
 		_ = c.proc.Signal(sig)
+	}
+}
+
+// resize changes the size of the program's terminal, if it has one.
+func (c *child) resize(size wire.Size) {
+	if c.terminal == nil {
+		return
+	}
+	// SyscallConn keeps the descriptor open meanwhile: feed closes it.
+	if raw, err := c.terminal.SyscallConn(); err == nil {
+		_ = raw.Control(func(fd uintptr) { _ = resize(int(fd), size) })
 	}
 }
 

@@ -72,7 +72,7 @@ func (s *session) frame(t wire.Type, p []byte) error {
 			return fmt.Errorf("%w: %w", wire.ErrProtocol, err)
 		}
 		w := s.conn.Writer(wire.Tar)
-		err := pack(w, req.Patterns)
+		err := wire.Pack(w, req.Patterns)
 		if werr := s.conn.Write(wire.Tar, nil); werr != nil {
 			return werr
 		}
@@ -99,6 +99,17 @@ func (s *session) frame(t wire.Type, p []byte) error {
 	case wire.Stdin:
 		if s.child != nil {
 			s.child.stdin(p)
+		}
+		return nil
+	case wire.Ping:
+		return s.conn.Write(wire.Pong, nil)
+	case wire.Resize:
+		var size wire.Size
+		if err := json.Unmarshal(p, &size); err != nil {
+			return fmt.Errorf("%w: %w", wire.ErrProtocol, err)
+		}
+		if s.child != nil {
+			s.child.resize(size)
 		}
 		return nil
 	case wire.Signal:
@@ -154,5 +165,3 @@ func (u *unpacker) abort() {
 	u.w.CloseWithError(errAborted)
 	<-u.done
 }
-
-func pack(w io.Writer, patterns []string) error { return wire.Pack(w, patterns) }

@@ -24,6 +24,7 @@ func setup(cfg *Config) error {
 		{Source: "devpts", Target: "/dev/pts", Type: "devpts", Options: "ptmxmode=0666"},
 		{Source: "tmpfs", Target: "/dev/shm", Type: "tmpfs"},
 		{Source: "tmpfs", Target: "/run", Type: "tmpfs"},
+		{Source: "hugetlbfs", Target: "/dev/hugepages", Type: "hugetlbfs"},
 		{Source: "cgroup2", Target: cgroupRoot, Type: "cgroup2"},
 		{Source: "debugfs", Target: "/sys/kernel/debug", Type: "debugfs"},
 	} {

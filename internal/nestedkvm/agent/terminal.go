@@ -22,7 +22,7 @@ func newTerminal(cmd *exec.Cmd, spec wire.Command) (*stdio, error) {
 		err = unix.IoctlSetPointerInt(fd, unix.TIOCSPTLCK, 0)
 	}
 	if err == nil {
-		err = unix.IoctlSetWinsize(fd, unix.TIOCSWINSZ, &unix.Winsize{Row: spec.Rows, Col: spec.Columns})
+		err = resize(fd, *spec.Terminal)
 	}
 	if err != nil {
 		ptmx.Close()
@@ -45,4 +45,9 @@ func newTerminal(cmd *exec.Cmd, spec wire.Command) (*stdio, error) {
 	cmd.SysProcAttr.Setctty = true
 	cmd.SysProcAttr.Ctty = 0
 	return &stdio{in: os.NewFile(uintptr(dup), "/dev/ptmx"), out: ptmx, theirs: []*os.File{tty}}, nil
+}
+
+// resize sets the size of the terminal with master fd; the kernel sends SIGWINCH.
+func resize(fd int, size wire.Size) error {
+	return unix.IoctlSetWinsize(fd, unix.TIOCSWINSZ, &unix.Winsize{Row: size.Rows, Col: size.Columns})
 }

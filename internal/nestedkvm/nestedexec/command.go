@@ -9,6 +9,7 @@ import (
 	"net"
 	"os"
 	"os/exec"
+	"os/signal"
 	"path/filepath"
 	"strings"
 
@@ -28,14 +29,13 @@ func command(o *options, args []string) (cmd nestedkvm.Cmd, finish func(), err e
 	cmd = nestedkvm.Cmd{
 		Path: args[0], Args: args[1:], Dir: cwd, Env: environ(),
 		Stdin: os.Stdin, Stdout: os.Stdout, Stderr: os.Stderr,
-		Collected: extract,
 	}
 	if path, ok := localProgram(args[0]); ok {
 		cmd.Path = path
 		cmd.Files = append(cmd.Files, nestedkvm.File{Path: path, Libraries: true})
 	}
 	if fi, err := os.Stat(filepath.Join(cwd, "testdata")); err == nil && fi.IsDir() {
-		cmd.Files = append(cmd.Files, nestedkvm.File{Path: filepath.Join(cwd, "testdata")})
+		cmd.Files = append(cmd.Files, nestedkvm.File{Path: filepath.Join(cwd, "testdata"), Replace: true})
 	}
 	for _, in := range o.in {
 		here, inside, ok := strings.Cut(in, "=")
@@ -56,6 +56,8 @@ func command(o *options, args []string) (cmd nestedkvm.Cmd, finish func(), err e
 		}
 		cmd.Collect = append(cmd.Collect, dir)
 	}
+	collect := cmd.Collect
+	cmd.Collected = func(tr *tar.Reader) error { return extract(tr, collect) }
 	if o.tty {
 		finish, err = terminal(&cmd)
 	}
@@ -136,8 +138,8 @@ func testOutputs(cwd string, args []string) []string {
 }
 
 // extract writes collected files to the same paths here. Files that are as
-// before are left alone.
-func extract(tr *tar.Reader) error {
+// before are left alone, and nothing is written but what was asked for.
+func extract(tr *tar.Reader, patterns []string) error {
 	for {
 		h, err := tr.Next()
 		if err == io.EOF {
@@ -147,6 +149,9 @@ func extract(tr *tar.Reader) error {
 			return err
 		}
 		path := filepath.Join("/", h.Name)
+		if !wanted(path, patterns) {
+			return fmt.Errorf("%s was not asked for", path)
+		}
 		switch h.Typeflag {
 		case tar.TypeDir:
 			err = os.MkdirAll(path, 0o755)
@@ -157,6 +162,18 @@ func extract(tr *tar.Reader) error {
 			return err
 		}
 	}
+}
+
+// wanted reports whether path or a directory above it matches a pattern.
+func wanted(path string, patterns []string) bool {
+	for p := path; p != "/"; p = filepath.Dir(p) {
+		for _, pat := range patterns {
+			if ok, _ := filepath.Match(pat, p); ok {
+				return true
+			}
+		}
+	}
+	return false
 }
 
 func replace(path string, perm fs.FileMode, r io.Reader) error {
@@ -192,15 +209,33 @@ func listen(path string) (net.Listener, error) {
 // terminal makes the program's terminal, and puts ours into raw mode until
 // finish is called.
 func terminal(cmd *nestedkvm.Cmd) (finish func(), err error) {
-	cmd.Terminal, cmd.Rows, cmd.Columns = true, 24, 80
+	cmd.Terminal = &nestedkvm.Size{Rows: 24, Columns: 80}
 	fd := int(os.Stdin.Fd())
 	old, err := unix.IoctlGetTermios(fd, unix.TCGETS)
 	if err != nil {
 		return func() {}, nil //nolint:nilerr // our input is a file or a pipe
 	}
-	if ws, err := unix.IoctlGetWinsize(fd, unix.TIOCGWINSZ); err == nil && ws.Row > 0 && ws.Col > 0 {
-		cmd.Rows, cmd.Columns = ws.Row, ws.Col
+	sizes := make(chan nestedkvm.Size, 1)
+	size := func() {
+		ws, err := unix.IoctlGetWinsize(fd, unix.TIOCGWINSZ)
+		if err == nil && ws.Row > 0 && ws.Col > 0 {
+			sizes <- nestedkvm.Size{Rows: ws.Row, Columns: ws.Col}
+		}
 	}
+	size()
+	select {
+	case s := <-sizes:
+		cmd.Terminal = &s
+	default:
+	}
+	cmd.Resized = sizes
+	changed := make(chan os.Signal, 1)
+	signal.Notify(changed, unix.SIGWINCH)
+	go func() {
+		for range changed {
+			size()
+		}
+	}()
 	raw := *old
 	raw.Iflag &^= unix.IGNBRK | unix.BRKINT | unix.PARMRK | unix.ISTRIP | unix.INLCR | unix.IGNCR | unix.ICRNL | unix.IXON
 	raw.Oflag &^= unix.OPOST

@@ -11,6 +11,9 @@ import (
 	"strings"
 )
 
+// paxReplace marks an entry whose old tree is removed first.
+const paxReplace = "VMKIT.replace"
+
 // Extract unpacks a tar stream below root. Existing files are replaced, and so
 // that a running program does not stand in the way they are removed first.
 func Extract(r io.Reader, root string) error {
@@ -24,6 +27,11 @@ func Extract(r io.Reader, root string) error {
 			return err
 		}
 		path := filepath.Join(root, filepath.Join("/", h.Name))
+		if h.PAXRecords[paxReplace] != "" {
+			if err := os.RemoveAll(path); err != nil {
+				return err
+			}
+		}
 		switch h.Typeflag {
 		case tar.TypeDir:
 			err = os.MkdirAll(path, 0o755)
@@ -79,6 +87,14 @@ func Pack(w io.Writer, patterns []string) error {
 		}
 	}
 	return tw.Close()
+}
+
+// Replace adds an entry for a directory that Extract empties if it is there.
+func Replace(tw *tar.Writer, name string) error {
+	return tw.WriteHeader(&tar.Header{
+		Typeflag: tar.TypeDir, Name: strings.Trim(name, "/") + "/", Mode: 0o755,
+		Format: tar.FormatPAX, PAXRecords: map[string]string{paxReplace: "1"},
+	})
 }
 
 // AddTree adds the file or the tree at path to a tar stream, as name. What is

@@ -8,9 +8,10 @@
 //	Tar... Tar(empty)            Done: files are unpacked below /
 //	Run                          Stdout, Stderr... Exit
 //	  Stdin (empty is its end)   StdinOK for each
-//	  Signal
+//	  Signal, Resize
 //	Get                          Tar... Tar(empty), Done
 //	Reset                        ResetOK: whatever ran is dead
+//	Ping                         Pong
 package wire
 
 import (
@@ -40,6 +41,9 @@ const (
 	Done    Type = 'D' // JSON: Result
 	Reset   Type = 'Z'
 	ResetOK Type = 'z'
+	Ping    Type = 'P'
+	Pong    Type = 'p'
+	Resize  Type = 'W' // JSON: Size, the terminal's; there is no answer
 )
 
 // MaxPayload bounds a frame's payload in bytes.
@@ -54,11 +58,15 @@ type Command struct {
 	Args []string `json:"args"` // without the program's name
 	Env  []string `json:"env"`  // added to the agent's own
 	Dir  string   `json:"dir"`  // made if missing; empty is /
-	// Terminal gives the program a terminal of Rows by Columns as its standard
-	// input and output instead of pipes.
-	Terminal bool   `json:"terminal,omitempty"`
-	Rows     uint16 `json:"rows,omitempty"`
-	Columns  uint16 `json:"columns,omitempty"`
+	// Terminal gives the program a terminal of that size as its standard input
+	// and output instead of pipes.
+	Terminal *Size `json:"terminal,omitempty"`
+}
+
+// Size is the size of a terminal in characters.
+type Size struct {
+	Rows    uint16 `json:"rows"`
+	Columns uint16 `json:"columns"`
 }
 
 // SignalRequest is a signal for the running program.
