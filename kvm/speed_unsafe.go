@@ -14,10 +14,14 @@ import (
 // enough to outweigh entry and exit, short enough where KVM emulates.
 const speedLoops = 40_000
 
+// speedClear, in instructions a second, is beyond any emulation: no need to
+// measure again.
+const speedClear = 100e6
+
 // KernelSpeed measures at how many instructions a second this host's KVM runs guest code
 // at CPL 0 in long mode, where kernels run. Hardware virtualization gives hundreds
 // of millions or more; a KVM that emulates it gives a million or two, on which no kernel
-// boots in reasonable time. It takes a few milliseconds, or tens where slow.
+// boots in reasonable time. It takes a few milliseconds, or a second where slow.
 func (s *System) KernelSpeed() (float64, error) {
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
@@ -58,8 +62,10 @@ func (s *System) KernelSpeed() (float64, error) {
 	if err := cpu.SetSregs(&sregs); err != nil {
 		return 0, err
 	}
+	// The best of several counts: on a busy host one run may be held up, which
+	// must not pass for emulation.
 	best := 0.0
-	for range 3 {
+	for begin := time.Now(); best == 0 || best < speedClear && time.Since(begin) < time.Second; {
 		if err := cpu.SetRegs(&Regs{RIP: entry, RCX: speedLoops, RFLAGS: 2}); err != nil {
 			return 0, err
 		}
@@ -78,9 +84,6 @@ func (s *System) KernelSpeed() (float64, error) {
 			return 0, fmt.Errorf("kvm: a short loop at CPL 0 ended with %v, not %v", r, ExitHLT)
 		}
 		best = max(best, 2*speedLoops/took.Seconds())
-		if took > 20*time.Millisecond {
-			break // the verdict is clear
-		}
 	}
 	return best, nil
 }
