@@ -71,6 +71,9 @@ type Config struct {
 	// Programs are programs of the outer machine to have in the inner PATH,
 	// with their shared libraries: paths, or names looked for in PATH.
 	Programs []string
+	// Disks are raw images, or block devices, of the outer machine that the
+	// nested host has as block devices: see DiskPath.
+	Disks []Disk
 	// QEMU carries in qemu-system-x86_64 with what it needs for -accel kvm.
 	QEMU bool
 	// Init is the program to be the init process; it must call agent.Main
@@ -85,9 +88,20 @@ type Config struct {
 	Log, Console io.Writer
 }
 
+// Disk is a raw disk image of the outer machine.
+type Disk struct {
+	Path     string
+	ReadOnly bool
+}
+
+// DiskPath is where the nested host has the disk i of Config.Disks. The two
+// before them are its own.
+func DiskPath(i int) string { return "/dev/vd" + string(rune('c'+i)) }
+
 // Limits of Config.
 const (
 	maxCPUs    = 16
+	maxDisks   = 20
 	minMemory  = 512 << 20
 	minScratch = 64 << 20
 	numPorts   = 8
@@ -113,6 +127,8 @@ func (c *Config) setDefaults() error {
 		c.Console = io.Discard
 	}
 	switch {
+	case len(c.Disks) > maxDisks:
+		return fmt.Errorf("nested host: %d disks: at most %d", len(c.Disks), maxDisks)
 	case c.CPUs < 1 || c.CPUs > maxCPUs:
 		return fmt.Errorf("nested host: %d CPUs: want 1 to %d", c.CPUs, maxCPUs)
 	case c.Memory < minMemory:

@@ -69,6 +69,15 @@ func startQEMU(ctx context.Context, cfg *Config) (_ *qemu, err error) {
 		"-device", "virtio-blk-pci,drive=scratch,serial=" + scratchSerial,
 		"-device", "virtio-rng-pci",
 	}
+	for i, d := range cfg.Disks {
+		ro := "off"
+		if d.ReadOnly {
+			ro = "on"
+		}
+		args = append(args,
+			"-drive", fmt.Sprintf("if=none,id=disk%d,format=raw,discard=unmap,readonly=%s,file=%s", i, ro, strings.ReplaceAll(d.Path, ",", ",,")),
+			"-device", fmt.Sprintf("virtio-blk-pci,drive=disk%d", i))
+	}
 	var theirs []*os.File
 	defer func() {
 		for _, f := range theirs {
