@@ -15,13 +15,14 @@ import (
 	_ "embed"
 	"fmt"
 	"io"
+	"io/fs"
 	"maps"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
 
-	"github.com/vmkit-go/vmkit/internal/cpio"
+	"github.com/vmkit-go/vmkit/vm/boot/initramfs"
 	"github.com/vmkit-go/vmkit/internal/debian"
 )
 
@@ -60,7 +61,7 @@ type Config struct {
 
 // File is a file to add to an initramfs.
 type File struct {
-	Mode uint32
+	Mode fs.FileMode
 	Data []byte
 }
 
@@ -75,14 +76,14 @@ func Initramfs(ctx context.Context, cfg Config) ([]byte, error) {
 		return nil, err
 	}
 	var out bytes.Buffer
-	w := cpio.NewWriter(&out)
+	w := initramfs.NewWriter(&out)
 	for _, d := range []string{"dev", "proc", "sys", "run", "tmp", "root", "sysroot", "etc"} {
 		if err := w.Dir(d, 0o755); err != nil {
 			return nil, err
 		}
 	}
 	// The kernel opens /dev/console for PID 1 before anything is mounted.
-	if err := w.CharDevice("dev/console", 0o600, 5, 1); err != nil {
+	if err := w.Device("dev/console", fs.ModeDevice|fs.ModeCharDevice|0o600, 5, 1); err != nil {
 		return nil, err
 	}
 	var list strings.Builder
@@ -102,7 +103,7 @@ func Initramfs(ctx context.Context, cfg Config) ([]byte, error) {
 			}
 			name, _, _ := strings.Cut(filepath.Base(p), ".ko")
 			fmt.Fprintf(&list, "%s.ko\n", name)
-			if err := w.File("vmkit/"+name+".ko", 0o644, data); err != nil {
+			if err := w.WriteFile("vmkit/"+name+".ko", data, 0o644); err != nil {
 				return nil, err
 			}
 		}
@@ -118,7 +119,7 @@ func Initramfs(ctx context.Context, cfg Config) ([]byte, error) {
 		files[strings.TrimPrefix(name, "/")] = f
 	}
 	for _, name := range slices.Sorted(maps.Keys(files)) {
-		if err := w.File(name, files[name].Mode, files[name].Data); err != nil {
+		if err := w.WriteFile(name, files[name].Data, files[name].Mode); err != nil {
 			return nil, err
 		}
 	}
