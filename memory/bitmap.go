@@ -72,7 +72,7 @@ func (b *Bitmap) Set(gpa, n uint64) {
 // Unset removes the pages that lie wholly within n bytes at gpa.
 func (b *Bitmap) Unset(gpa, n uint64) {
 	skip := -gpa % PageSize
-	if n < skip {
+	if n < skip || gpa+skip < gpa {
 		return
 	}
 	gpa, n = gpa+skip, (n-skip)&^(PageSize-1)
