@@ -74,8 +74,6 @@ const (
 	OffloadAll = OffloadChecksum | OffloadTSO4 | OffloadTSO6 | OffloadECN | OffloadUSO
 )
 
-const offloadGSO = OffloadTSO4 | OffloadTSO6 | OffloadECN | OffloadUSO
-
 // sound returns o without what makes no sense in it: segmentation needs
 // checksums, ECN needs TCP segmentation.
 func (o Offload) sound() Offload {
@@ -123,33 +121,40 @@ func (h *Header) Needs() Offload {
 // Check reports whether h is sound for a frame of n bytes sent to a receiver
 // that can do what is in allowed. The error wraps ErrHeader.
 func (h *Header) Check(n int, allowed Offload) error {
+	if p := h.problem(n, allowed); p != "" {
+		return fmt.Errorf("%w: %s: %+v, frame of %d bytes", ErrHeader, p, *h, n)
+	}
+	return nil
+}
+
+// problem is Check without the making of an error.
+func (h *Header) problem(n int, allowed Offload) string {
 	if n < MinFrame || n > MaxFrame {
-		return fmt.Errorf("%w: frame of %d bytes, want %d to %d", ErrHeader, n, MinFrame, MaxFrame)
+		return "length out of range"
 	}
 	if h.Flags&^(NeedsChecksum|DataValid) != 0 {
-		return fmt.Errorf("%w: flags %#x", ErrHeader, uint8(h.Flags))
+		return "unknown flags"
 	}
-	if needs := h.Needs(); needs&^allowed != 0 {
-		return fmt.Errorf("%w: flags %#x, GSO type %#x were not negotiated", ErrHeader, uint8(h.Flags), uint8(h.GSOType))
+	if h.Needs()&^allowed != 0 {
+		return "offload was not negotiated"
 	}
 	if h.Flags&NeedsChecksum != 0 {
 		if int(h.CsumStart) < MinFrame || int(h.CsumStart)+int(h.CsumOffset)+2 > n {
-			return fmt.Errorf("%w: checksum of %d bytes from %d at +%d", ErrHeader, n, h.CsumStart, h.CsumOffset)
+			return "checksum outside of the frame"
 		}
 	}
 	if h.GSOType == GSONone {
-		return nil
+		return ""
 	}
-	if h.Flags&NeedsChecksum == 0 {
-		return fmt.Errorf("%w: GSO type %#x without a checksum to complete", ErrHeader, uint8(h.GSOType))
+	switch {
+	case h.Flags&NeedsChecksum == 0:
+		return "segmentation without a checksum to complete"
+	case h.GSOSize == 0:
+		return "segments of no bytes"
+	case int(h.HdrLen) > n:
+		return "headers longer than the frame"
 	}
-	if h.GSOSize == 0 {
-		return fmt.Errorf("%w: GSO size 0", ErrHeader)
-	}
-	if int(h.HdrLen) > n {
-		return fmt.Errorf("%w: header length %d of %d bytes", ErrHeader, h.HdrLen, n)
-	}
-	return nil
+	return ""
 }
 
 // put writes the wire form of h to p, which holds at least HeaderLen bytes.

@@ -203,7 +203,7 @@ func (q *pipeQueue) push(out *ring, f *Frame, accept Offload) bool {
 	for _, p := range f.Data {
 		size += len(p)
 	}
-	if f.Header.Check(size, OffloadAll) != nil {
+	if f.Header.problem(size, OffloadAll) != "" {
 		return true // dropped
 	}
 	if f.Header.Needs()&^accept == 0 {
