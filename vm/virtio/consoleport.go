@@ -1,0 +1,235 @@
+package virtio
+
+import (
+	"encoding/binary"
+	"sync"
+	"time"
+)
+
+// outputGrace is how long Close waits for an Out that takes nothing.
+const outputGrace = time.Second
+
+// roomStep is how many bytes Out must have taken before the device hears of
+// it: often enough to keep the guest going, rarely enough for a tape.
+const roomStep = portBuffer / 4
+
+// consolePort is one port: its streams on the host's side, and its state on
+// the guest's. Fields without a lock of their own are guarded by Console.mu.
+type consolePort struct {
+	index int
+	cfg   ConsolePort
+
+	// What the guest has done.
+	ready     bool // PORT_READY
+	guestOpen bool // PORT_OPEN
+	toSend    uint8
+
+	// Input.
+	hostOpen bool // as the guest shall see it
+	ended    bool // In has ended
+	pending  []byte
+
+	// Output. credit is the room left, a function of what the guest sent
+	// and of the events delivered, never of the host's timing.
+	credit int
+	txDone uint32 // bytes of the queue's next chain that are sent already
+
+	in  inPump
+	out outPump
+}
+
+// inPump reads In ahead as far as there is credit.
+type inPump struct {
+	mu     sync.Mutex
+	wake   sync.Cond
+	credit int
+	closed bool
+	done   chan struct{} // nil: no reader
+}
+
+// outPump holds output until Out has taken it.
+type outPump struct {
+	mu     sync.Mutex
+	wake   sync.Cond
+	buf    []byte
+	taken  uint64 // bytes, for Close to see progress
+	closed bool
+	done   chan struct{} // nil: no writer
+}
+
+func newConsolePort(index int, cfg ConsolePort) *consolePort {
+	p := &consolePort{index: index, cfg: cfg, hostOpen: true, credit: portBuffer}
+	p.in.wake.L, p.out.wake.L = &p.in.mu, &p.out.mu
+	p.in.credit = portBuffer
+	return p
+}
+
+// rxQueue is the number of the port's receive queue; its transmit queue
+// follows (virtio 1.2, section 5.3.2).
+func (p *consolePort) rxQueue() int {
+	if p.index == 0 {
+		return 0
+	}
+	return 2 + 2*p.index
+}
+
+func (p *consolePort) start(d *Console) {
+	if p.cfg.In != nil {
+		p.in.done = make(chan struct{})
+		go p.read(d)
+	}
+	if p.cfg.Out != nil {
+		p.out.done = make(chan struct{})
+		go p.write(d)
+	}
+}
+
+// read posts what In yields.
+func (p *consolePort) read(d *Console) {
+	defer close(p.in.done)
+	buf := make([]byte, 8192)
+	for {
+		room := p.in.wait()
+		if room == 0 {
+			return
+		}
+		n, err := p.cfg.In.Read(buf[:min(room, len(buf))])
+		if !p.in.take(n) {
+			return
+		}
+		if n > 0 {
+			d.inbox.Post(consoleTag(p.index, eventData), buf[:n])
+		}
+		if err != nil {
+			d.inbox.Post(consoleTag(p.index, eventEOF), nil)
+			return
+		}
+	}
+}
+
+// wait returns the room for input, 0 once closed.
+func (i *inPump) wait() int {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	for i.credit <= 0 && !i.closed {
+		i.wake.Wait()
+	}
+	if i.closed {
+		return 0
+	}
+	return i.credit
+}
+
+func (i *inPump) take(n int) bool {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	i.credit -= n
+	return !i.closed
+}
+
+// consumed says that the guest has got n bytes of input.
+func (p *consolePort) consumed(n int) {
+	p.in.mu.Lock()
+	p.in.credit = min(p.in.credit+n, portBuffer)
+	p.in.wake.Signal()
+	p.in.mu.Unlock()
+}
+
+// restore puts saved input before what has been read since.
+func (p *consolePort) restore(saved []byte) {
+	p.pending = append(append([]byte(nil), saved...), p.pending...)
+	p.in.mu.Lock()
+	p.in.credit -= len(saved)
+	p.in.mu.Unlock()
+}
+
+// send appends output, at most credit bytes, for Out.
+func (p *consolePort) send(b []byte) {
+	if p.out.done == nil {
+		return // dropped
+	}
+	p.credit -= len(b)
+	p.out.mu.Lock()
+	p.out.buf = append(p.out.buf, b...)
+	p.out.wake.Signal()
+	p.out.mu.Unlock()
+}
+
+// write hands the output to Out.
+func (p *consolePort) write(d *Console) {
+	defer close(p.out.done)
+	o := &p.out
+	var buf []byte
+	var room [4]byte
+	failed, unsaid := false, 0
+	for {
+		o.mu.Lock()
+		for len(o.buf) == 0 && !o.closed {
+			o.wake.Wait()
+		}
+		if len(o.buf) == 0 {
+			o.mu.Unlock()
+			return
+		}
+		buf, o.buf = o.buf, buf[:0]
+		o.mu.Unlock()
+		if !failed {
+			if _, err := p.cfg.Out.Write(buf); err != nil {
+				failed = true // and drop what follows: nobody listens
+				d.log.Warn("virtio: console output", "port", p.index, "error", err)
+			}
+		}
+		o.mu.Lock()
+		o.taken += uint64(len(buf))
+		closed := o.closed
+		o.mu.Unlock()
+		if unsaid += len(buf); unsaid >= roomStep && !closed {
+			binary.LittleEndian.PutUint32(room[:], uint32(unsaid))
+			unsaid = 0
+			d.inbox.Post(consoleTag(p.index, eventRoom), room[:])
+		}
+	}
+}
+
+// stop tells both goroutines to end.
+func (p *consolePort) stop() {
+	p.in.mu.Lock()
+	p.in.closed = true
+	p.in.wake.Signal()
+	p.in.mu.Unlock()
+	p.out.mu.Lock()
+	p.out.closed = true
+	p.out.wake.Signal()
+	p.out.mu.Unlock()
+	if r, ok := p.cfg.In.(interface{ SetReadDeadline(time.Time) error }); ok && p.in.done != nil {
+		select {
+		case <-p.in.done:
+		default:
+			_ = r.SetReadDeadline(time.Unix(1, 0)) // where that works, end a Read
+		}
+	}
+}
+
+// wait waits for the output to be written, as long as that goes on.
+func (p *consolePort) wait() {
+	if p.out.done == nil {
+		return
+	}
+	for last := uint64(0); ; {
+		select {
+		case <-p.out.done:
+			return
+		case <-time.After(outputGrace):
+		}
+		p.out.mu.Lock()
+		taken := p.out.taken
+		p.out.mu.Unlock()
+		if taken == last {
+			if w, ok := p.cfg.Out.(interface{ SetWriteDeadline(time.Time) error }); ok && w.SetWriteDeadline(time.Unix(1, 0)) == nil {
+				<-p.out.done
+			}
+			return
+		}
+		last = taken
+	}
+}
