@@ -413,9 +413,6 @@ func (q *tapQueue) wait(h *tapHalf) error {
 // explain makes sense of the errors that end a tap.
 func (q *tapQueue) explain(errno unix.Errno) error {
 	if errno == unix.EBADFD {
-		if !q.attached.Load() {
-			return fmt.Errorf("%w: the queue is not in use", errno)
-		}
 		return fmt.Errorf("%w: the interface was deleted", errno)
 	}
 	return errno
