@@ -54,8 +54,9 @@ type ConsoleConfig struct {
 type ConsolePort struct {
 	// Name is unique in the device, 1 to 128 bytes without a zero byte.
 	Name string
-	// In is read for what the guest receives, from when it has opened the
-	// port on; up to 64 KiB are read ahead. Out takes what the guest sends.
+	// In is read for what the guest receives once it has opened the port.
+	// Up to 64 KiB are read ahead, from when the guest has set the device
+	// up. Out takes what the guest sends.
 	// Nil means nothing to receive, and output dropped.
 	In  io.Reader
 	Out io.Writer
@@ -174,7 +175,7 @@ func (d *Console) WriteConfig(off uint32, p []byte) {
 	}
 }
 
-// Attach opens the inbox port and begins to read and write the streams.
+// Attach opens the inbox port.
 func (d *Console) Attach(h *Host) error {
 	inbox, err := openPort(h, d)
 	if err != nil {
@@ -182,12 +183,12 @@ func (d *Console) Attach(h *Host) error {
 	}
 	d.inbox, d.log, d.host = inbox, h.Log, h
 	for _, p := range d.ports {
-		p.start(d)
+		p.startWriting(d)
 	}
 	return nil
 }
 
-// Activate takes the queues.
+// Activate takes the queues, and begins to read ahead when it is the first time.
 func (d *Console) Activate(features uint64, queues []*Queue) error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -195,6 +196,10 @@ func (d *Console) Activate(features uint64, queues []*Queue) error {
 	d.multiport = features&consoleMultiport != 0
 	if !d.multiport {
 		d.ports[0].ready, d.ports[0].guestOpen = true, true
+	}
+	// Not before: what a saved machine had read comes first.
+	for _, p := range d.ports {
+		p.startReading(d)
 	}
 	return nil
 }

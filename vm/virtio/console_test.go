@@ -17,11 +17,9 @@ import (
 // guest is a console driver as Linux has it.
 type guest struct {
 	*virtiotest.Machine
-	t    testing.TB
-	rx   map[int][]uint64 // addresses of the buffers offered, by queue
-	by   map[[2]int]uint64
-	tx   uint64
-	ctrl [][]byte // messages received
+	t  testing.TB
+	by map[[2]int]uint64 // addresses of the buffers offered, by queue and head
+	tx uint64
 }
 
 func newGuest(t testing.TB, m *virtiotest.Machine) *guest {

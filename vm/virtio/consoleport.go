@@ -38,7 +38,8 @@ type consolePort struct {
 	out outPump
 }
 
-// inPump reads In ahead as far as there is credit.
+// inPump reads In ahead as far as there is credit: portBuffer less what is
+// pending or on its way there.
 type inPump struct {
 	mu     sync.Mutex
 	wake   sync.Cond
@@ -73,14 +74,17 @@ func (p *consolePort) rxQueue() int {
 	return 2 + 2*p.index
 }
 
-func (p *consolePort) start(d *Console) {
-	if p.cfg.In != nil {
-		p.in.done = make(chan struct{})
-		go p.read(d)
-	}
+func (p *consolePort) startWriting(d *Console) {
 	if p.cfg.Out != nil {
 		p.out.done = make(chan struct{})
 		go p.write(d)
+	}
+}
+
+func (p *consolePort) startReading(d *Console) {
+	if p.cfg.In != nil && p.in.done == nil {
+		p.in.done = make(chan struct{})
+		go p.read(d)
 	}
 }
 
@@ -135,12 +139,14 @@ func (p *consolePort) consumed(n int) {
 	p.in.mu.Unlock()
 }
 
-// restore puts saved input before what has been read since.
+// restore replaces the input that the guest has not got. The credit follows,
+// so that pending never holds more than portBuffer.
 func (p *consolePort) restore(saved []byte) {
-	p.pending = append(append([]byte(nil), saved...), p.pending...)
 	p.in.mu.Lock()
-	p.in.credit -= len(saved)
+	p.in.credit += len(p.pending) - len(saved)
+	p.in.wake.Signal()
 	p.in.mu.Unlock()
+	p.pending = append(p.pending[:0], saved...)
 }
 
 // send appends output, at most credit bytes, for Out.

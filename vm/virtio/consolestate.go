@@ -39,8 +39,7 @@ func (d *Console) Save() (device.State, error) {
 	return device.EncodeState(1, st)
 }
 
-// Load replaces the state by a saved one. Input read before is appended to the
-// saved input.
+// Load replaces the state by a saved one.
 func (d *Console) Load(s device.State) error {
 	var st consoleState
 	if err := s.Decode(1, &st); err != nil {

@@ -62,6 +62,7 @@ type pciRegs struct {
 	multiplier                      uint32
 	msixTable                       uint64
 	vectors                         int
+	window                          int // configuration access capability
 }
 
 func (r *pciRegs) cfg8(reg int) int {
@@ -98,6 +99,8 @@ func (r *pciRegs) enable() {
 				r.isr = off
 			case 4:
 				r.device = off
+			case 5:
+				r.window = at
 			}
 		}
 	}
