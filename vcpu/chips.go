@@ -45,6 +45,9 @@ type PIT struct {
 	HPETLegacy bool
 }
 
+// PITUnset is the mode of a counter that has not been programmed.
+const PITUnset = 0xff
+
 // PITChannel is one counter of an 8254.
 type PITChannel struct {
 	Count         uint32 // the reload value, 1 to 65536
@@ -56,7 +59,7 @@ type PITChannel struct {
 	WriteState    uint8
 	WriteLatch    uint8
 	RWMode        uint8
-	Mode          uint8 // 0 to 5
+	Mode          uint8 // 0 to 7, or PITUnset
 	BCD           bool
 	Gate          bool
 	// Elapsed is the time in nanoseconds since the count was loaded. An
@@ -85,7 +88,7 @@ func (s *ChipState) Validate() error {
 	if s.PIT != nil {
 		for i := range s.PIT.Channels {
 			c := &s.PIT.Channels[i]
-			if c.Count > 1<<16 || c.CountLatched > 3 || c.ReadState > 4 || c.WriteState > 4 || c.RWMode > 3 || c.Mode > 7 || c.Elapsed < 0 {
+			if c.Count > 1<<16 || c.CountLatched > 3 || c.ReadState > 4 || c.WriteState > 4 || c.RWMode > 3 || c.Mode > 7 && c.Mode != PITUnset || c.Elapsed < 0 {
 				return fmt.Errorf("%w: PIT channel %d: %+v", ErrState, i, *c)
 			}
 		}

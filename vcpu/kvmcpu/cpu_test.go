@@ -1,6 +1,7 @@
 package kvmcpu
 
 import (
+	"context"
 	"encoding/binary"
 	"errors"
 	"flag"
@@ -121,7 +122,7 @@ func TestSingleStep(t *testing.T) {
 func startLoop(t testing.TB, l *vcpu.Loop) <-chan error {
 	done := make(chan error, 1)
 	go func() {
-		r, err := l.Run(t.Context())
+		r, err := l.Run(context.Background()) // t.Context ends before clean-ups
 		if err == nil && r != vcpu.ExitNone {
 			err = errors.New("the guest ended by itself")
 		}
@@ -397,8 +398,8 @@ func TestDirtyLog(t *testing.T) {
 		}
 		var b memory.Bitmap
 		must(t, m.mem.CollectDirty(&b))
-		if b.Count() != uint64(len(want)) {
-			t.Errorf("round %d: %d pages dirty, want %d", round, b.Count(), len(want))
+		if n := countDirty(&b); n != uint64(len(want)) {
+			t.Errorf("round %d: %d pages dirty, want %d", round, n, len(want))
 		}
 		for addr := range want {
 			if !b.Test(addr) {
@@ -413,18 +414,25 @@ func TestDirtyLog(t *testing.T) {
 	write(base + 0x5000)
 	var b memory.Bitmap
 	must(t, m.mem.CollectDirty(&b))
-	if b.Count() != 1 || !b.Test(base+0x5000) {
-		t.Errorf("%d dirty pages, one is the new region's: %v", b.Count(), b.Test(base+0x5000))
+	if n := countDirty(&b); n != 1 || !b.Test(base+0x5000) {
+		t.Errorf("%d dirty pages, one is the new region's: %v", n, b.Test(base+0x5000))
 	}
 	must(t, m.mem.StopDirty())
 	write(0x200000)
 	must(t, m.mem.StartDirty())
 	b.Clear()
 	must(t, m.mem.CollectDirty(&b))
-	if b.Count() != 0 {
+	if countDirty(&b) != 0 {
 		t.Errorf("%d pages left from before", b.Count())
 	}
 	must(t, m.mem.StopDirty())
+}
+
+// countDirty leaves out the page tables, in which the processor itself sets
+// accessed and dirty bits.
+func countDirty(b *memory.Bitmap) uint64 {
+	b.Unset(tableBase, 0x4000)
+	return b.Count()
 }
 
 func TestProbe(t *testing.T) {

@@ -1,0 +1,252 @@
+package kvmcpu
+
+import (
+	"errors"
+	"os"
+	"runtime"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/vmkit-go/vmkit/vcpu"
+)
+
+const (
+	msiAddress = 0xfee00000 // to APIC ID 0, fixed
+	lapicSVR   = 0xf0
+	lapicOn    = 0x1ff
+)
+
+// interruptGuest waits in HLT with interrupts on and writes the vector of each
+// to port 0x80; the local APIC is on. Vector 0x40 comes by MSI, 0x24 from line
+// 4 of the PIC.
+func interruptGuest(m *machine) vcpu.State {
+	s := m.real16([]byte{
+		0xfb,       // 1: sti
+		0xf4,       // hlt
+		0xeb, 0xfc, // jmp 1b
+	})
+	handler := func(at uint64, vector byte) {
+		must(m.t, m.mem.Write(at, []byte{
+			0x50,         // push ax
+			0xb0, vector, // mov al, vector
+			0xe6, 0x80, // out 0x80, al
+			0xb0, 0x20, // mov al, 0x20
+			0xe6, 0x20, // out 0x20, al: end of interrupt, PIC
+			0x58, // pop ax
+			0xcf, // iret
+		}))
+		must(m.t, m.mem.PutUint32(uint64(vector)*4, uint32(at)))
+	}
+	handler(0x9000, 0x40)
+	handler(0x9100, 0x24)
+	handler(0x9200, 0x41)
+	fresh := m.state()
+	s.LAPIC = fresh.LAPIC
+	s.LAPIC[lapicSVR], s.LAPIC[lapicSVR+1] = lapicOn&0xff, lapicOn>>8
+	return s
+}
+
+// guestLoop starts the CPU and stops it when the test ends.
+func (m *machine) guestLoop(ports, mem vcpu.Bus) *vcpu.Loop {
+	l := vcpu.NewLoop(m.cpu, vcpu.LoopConfig{Ports: ports, Memory: mem})
+	done := startLoop(m.t, l)
+	m.t.Cleanup(func() {
+		l.Stop()
+		if err := <-done; err != nil {
+			m.t.Error(err)
+		}
+	})
+	return l
+}
+
+func TestMSI(t *testing.T) {
+	m := newMachine(t, 1<<20, Config{})
+	m.start(interruptGuest(m))
+	out := newRecorder()
+	m.guestLoop(out, nil)
+	time.Sleep(20 * time.Millisecond) // let it halt
+	must(t, m.eng.Signal(msiAddress, 0x40))
+	out.want(t, 0x8040)
+	must(t, m.eng.Signal(msiAddress, 0x41)) // the local APIC has no EOI yet
+	out.want(t, 0x8041)
+}
+
+func TestLine(t *testing.T) {
+	m := newMachine(t, 1<<20, Config{})
+	m.start(interruptGuest(m))
+	chips, err := m.eng.SaveChips()
+	must(t, err)
+	chips.PICs[0].VectorBase, chips.PICs[0].IMR = 0x20, 0xef // line 4 only
+	must(t, m.eng.LoadChips(chips))
+	out := newRecorder()
+	m.guestLoop(out, nil)
+	line := m.eng.Line(4)
+	for range 3 { // edge-triggered
+		must(t, line.Set(true))
+		out.want(t, 0x8024)
+		must(t, line.Set(false))
+	}
+	for _, gsi := range []int{-1, 24} {
+		if err := m.eng.Line(gsi).Set(true); err == nil {
+			t.Errorf("line %d: no error", gsi)
+		}
+	}
+	none := newMachine(t, 1<<20, Config{Chips: ChipsNone})
+	if err := none.eng.Line(4).Set(true); !errors.Is(err, errors.ErrUnsupported) {
+		t.Error(err)
+	}
+	if err := none.eng.Signal(msiAddress, 0x40); !errors.Is(err, errors.ErrUnsupported) {
+		t.Error(err)
+	}
+}
+
+func TestDoorbell(t *testing.T) {
+	m := newMachine(t, 4<<20, Config{})
+	m.start(m.long64(4, []byte{
+		0xbe, 0x50, 0x00, 0x00, 0xd0, // mov esi, 0xd0000050
+		0xe4, 0x60, // 1: in al, 0x60
+		0x0f, 0xb6, 0xc0, // movzx eax, al
+		0x89, 0x06, // mov [rsi], eax
+		0xeb, 0xf7, // jmp 1b
+	}))
+	one, two := uint64(1), uint64(2)
+	d1, err := m.eng.Doorbell(0xd0000050, 4, &one)
+	must(t, err)
+	d2, err := m.eng.Doorbell(0xd0000050, 4, &two)
+	must(t, err)
+	if _, err := m.eng.Doorbell(0xd0000050, 4, &two); err == nil {
+		t.Error("the same doorbell twice")
+	}
+	if _, err := m.eng.Doorbell(0xd0000050, 3, nil); err == nil {
+		t.Error("a doorbell of 3 bytes")
+	}
+	write := func(v byte) {
+		t.Helper()
+		e := m.expect(vcpu.ExitIO)
+		e.Data[0] = v
+	}
+	write(1)
+	write(2)
+	write(1)
+	write(3)
+	if e := m.expect(vcpu.ExitMMIO); e.Addr != 0xd0000050 || e.Data[0] != 3 {
+		t.Errorf("a value that no doorbell claims: %+v", e)
+	}
+	must(t, d1.Wait())
+	must(t, d2.Wait())
+	d1.Ring()
+	must(t, d1.Wait())
+
+	waiting := make(chan error, 3)
+	for range 3 {
+		go func() { waiting <- d1.Wait() }()
+	}
+	time.Sleep(10 * time.Millisecond)
+	must(t, d1.Close())
+	must(t, d1.Close())
+	for range 3 {
+		if err := <-waiting; !errors.Is(err, os.ErrClosed) {
+			t.Errorf("Wait after Close: %v", err)
+		}
+	}
+	d1.Ring()
+	write(1)
+	if e := m.expect(vcpu.ExitMMIO); e.Data[0] != 1 {
+		t.Errorf("the address is not free: %+v", e)
+	}
+	if n := testing.AllocsPerRun(100, func() {
+		d2.Ring()
+		if err := d2.Wait(); err != nil {
+			t.Fatal(err)
+		}
+	}); n != 0 {
+		t.Errorf("%v allocations in Ring and Wait", n)
+	}
+	must(t, m.eng.Close())
+	if err := d2.Wait(); !errors.Is(err, os.ErrClosed) {
+		t.Errorf("Wait after the engine's Close: %v", err)
+	}
+}
+
+// BenchmarkExit is the round trip of a port access.
+func BenchmarkExit(b *testing.B) {
+	m := newMachine(b, 4<<20, Config{})
+	m.start(m.long64(1, []byte{0xe6, 0x80, 0xeb, 0xfc})) // 1: out 0x80, al; jmp 1b
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	var e vcpu.Exit
+	for b.Loop() {
+		if err := m.cpu.Run(&e); err != nil {
+			b.Fatal(err)
+		}
+	}
+}
+
+// BenchmarkRawExit is the same by package kvm alone.
+func BenchmarkRawExit(b *testing.B) {
+	m := newMachine(b, 4<<20, Config{})
+	m.start(m.long64(1, []byte{0xe6, 0x80, 0xeb, 0xfc}))
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	for b.Loop() {
+		if err := m.cpu.v.Run(); err != nil && !errors.Is(err, unix.EINTR) {
+			b.Fatal(err)
+		}
+	}
+}
+
+// BenchmarkKick is the time from Kick to the return of Run.
+func BenchmarkKick(b *testing.B) {
+	for _, g := range []struct {
+		name string
+		code []byte
+	}{{"spin", []byte{0xeb, 0xfe}}, {"halted", []byte{0xfa, 0xf4}}} {
+		b.Run(g.name, func(b *testing.B) {
+			m := newMachine(b, 4<<20, Config{})
+			m.start(m.long64(1, g.code))
+			l := m.guestLoop(nil, nil)
+			for i := 0; i < b.N; i++ {
+				b.StopTimer()
+				time.Sleep(200 * time.Microsecond) // let it enter the guest
+				b.StartTimer()
+				l.Pause()
+				l.Resume()
+			}
+		})
+	}
+}
+
+// BenchmarkMSI is the time from Signal to a halted guest's answer by a port.
+func BenchmarkMSI(b *testing.B) {
+	m := newMachine(b, 4<<20, Config{})
+	s := interruptGuest(m)
+	// The handler ends the interrupt by the x2APIC, which real mode reaches.
+	must(b, m.mem.Write(0x9000, []byte{
+		0x66, 0x60, // pushad
+		0x66, 0xb9, 0x0b, 0x08, 0x00, 0x00, // mov ecx, 0x80b (x2APIC EOI)
+		0x66, 0x31, 0xc0, // xor eax, eax
+		0x66, 0x31, 0xd2, // xor edx, edx
+		0x0f, 0x30, // wrmsr
+		0xe6, 0x80, // out 0x80, al
+		0x66, 0x61, // popad
+		0xcf, // iret
+	}))
+	s.Control.APICBase |= vcpu.APICBaseX2APIC
+	m.start(s)
+	out := make(chan struct{}, 1)
+	m.guestLoop(busFunc(func() { out <- struct{}{} }), nil)
+	time.Sleep(20 * time.Millisecond)
+	for b.Loop() {
+		if err := m.eng.Signal(msiAddress, 0x40); err != nil {
+			b.Fatal(err)
+		}
+		<-out
+	}
+}
+
+type busFunc func()
+
+func (f busFunc) Read(uint64, []byte)  {}
+func (f busFunc) Write(uint64, []byte) { f() }
