@@ -264,20 +264,13 @@ type lz4Block struct {
 	size int // unpacked
 }
 
-// readLZ4Frame reads the directory of the legacy frame that p holds, which
-// ends with the unpacked size (as the kernel's build appends it).
-func readLZ4Frame(p section) (lz4Frame, error) {
-	var f lz4Frame
+// readLZ4Frame reads the directory of the legacy frame that p holds. After
+// it, the kernel's build has appended size, that of the content.
+func readLZ4Frame(p section, size uint64) (lz4Frame, error) {
+	f := lz4Frame{size: size}
 	var word [4]byte
-	end := p.size - 4
-	if end < 8 {
-		return f, fmt.Errorf("LZ4 frame of %d bytes is too short", p.size)
-	}
-	if err := p.readAt(word[:], end); err != nil {
-		return f, err
-	}
-	f.size = uint64(binary.LittleEndian.Uint32(word[:]))
-	want := int((f.size + lz4BlockSize - 1) / lz4BlockSize)
+	end := p.size - int64(len(word))
+	want := int((size + lz4BlockSize - 1) / lz4BlockSize)
 	for off := int64(4); off < end; {
 		if end-off < 4 {
 			return f, fmt.Errorf("LZ4 frame: %d stray bytes at offset %#x", end-off, off)

@@ -43,6 +43,9 @@ func (s section) section(off, n int64) (section, error) {
 func open(r io.ReaderAt) (section, error) {
 	switch r := r.(type) {
 	case interface{ Size() int64 }:
+		if r.Size() < 0 {
+			return section{}, fmt.Errorf("has a size of %d bytes", r.Size())
+		}
 		return section{r: r.(io.ReaderAt), size: r.Size()}, nil
 	case interface{ Stat() (fs.FileInfo, error) }:
 		info, err := r.Stat()

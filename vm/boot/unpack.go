@@ -3,7 +3,6 @@ package boot
 import (
 	"bytes"
 	"cmp"
-	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
@@ -37,7 +36,7 @@ func unpack(mem *memory.Memory, p section, ram uint64) (*elfImage, uint64, error
 	if err := p.readAt(magic[:], 0); err != nil {
 		return nil, 0, fmt.Errorf("%w: bzImage: %w", ErrKernel, err)
 	}
-	var how func(*memory.Memory, section, uint64) (*elfImage, uint64, error)
+	var how func(mem *memory.Memory, p section, size, ram uint64) (*elfImage, uint64, error)
 	var name string
 	switch {
 	case le.Uint32(magic[:]) == lz4Magic:
@@ -49,7 +48,12 @@ func unpack(mem *memory.Memory, p section, ram uint64) (*elfImage, uint64, error
 	default:
 		return nil, 0, errForeign
 	}
-	img, end, err := how(mem, p, ram)
+	var img *elfImage
+	var end uint64
+	size, err := unpackedSize(p, ram)
+	if err == nil {
+		img, end, err = how(mem, p, size, ram)
+	}
 	if err != nil && !errors.Is(err, ErrKernel) && !errors.Is(err, ErrMemory) {
 		err = fmt.Errorf("%w: %s payload at offset %#x: %w", ErrKernel, name, p.off, err)
 	}
@@ -66,11 +70,21 @@ func scratch(n int) ([]byte, func(), error) {
 	return b, func() { syscall.Munmap(b) }, nil
 }
 
-// unpackedSize reads the size that ends a payload.
-func unpackedSize(p section) (uint64, error) {
+// unpackedSize reads the size that ends a payload, and checks that it is one
+// for which there can be room.
+func unpackedSize(p section, ram uint64) (uint64, error) {
 	var b [4]byte
-	err := p.readAt(b[:], p.size-4)
-	return uint64(binary.LittleEndian.Uint32(b[:])), err
+	if err := p.readAt(b[:], p.size-4); err != nil {
+		return 0, err
+	}
+	size := uint64(le.Uint32(b[:]))
+	if size > ram {
+		return 0, fmt.Errorf("%w: the kernel unpacks to %s, RAM below 4 GiB ends at %#x", ErrMemory, mib(size), ram)
+	}
+	if uint64(p.size) > size+size/64+4096 {
+		return 0, fmt.Errorf("claims to unpack from %d to %d bytes", p.size, size)
+	}
+	return size, nil
 }
 
 // job is one LZ4 block on its way to guest memory.
@@ -82,8 +96,8 @@ type job struct {
 
 // unpackLZ4 decodes the blocks of a legacy frame, which do not depend on each
 // other, in parallel and, where the headers allow, in place.
-func unpackLZ4(mem *memory.Memory, p section, ram uint64) (*elfImage, uint64, error) {
-	frame, err := readLZ4Frame(p)
+func unpackLZ4(mem *memory.Memory, p section, size, ram uint64) (*elfImage, uint64, error) {
+	frame, err := readLZ4Frame(p, size)
 	if err != nil {
 		return nil, 0, err
 	}
@@ -254,11 +268,7 @@ func (img *elfImage) scatter(mem *memory.Memory, content []byte, off uint64) err
 var zeroPage [pageSize]byte
 
 // unpackGzip streams the kernel to its place.
-func unpackGzip(mem *memory.Memory, p section, ram uint64) (*elfImage, uint64, error) {
-	size, err := unpackedSize(p)
-	if err != nil {
-		return nil, 0, err
-	}
+func unpackGzip(mem *memory.Memory, p section, size, ram uint64) (*elfImage, uint64, error) {
 	r, err := gzip.NewReader(io.NewSectionReader(p.r, p.off, p.size))
 	if err != nil {
 		return nil, 0, err
@@ -310,17 +320,7 @@ func loadStream(mem *memory.Memory, r io.Reader, size, ram uint64) (*elfImage, e
 
 // unpackZstd decodes the kernel as a whole, since a window of up to all of it
 // has to stay in reach, and copies its segments to their places.
-func unpackZstd(mem *memory.Memory, p section, ram uint64) (*elfImage, uint64, error) {
-	if p.size < 8 {
-		return nil, 0, io.ErrUnexpectedEOF
-	}
-	size, err := unpackedSize(p)
-	if err != nil {
-		return nil, 0, err
-	}
-	if size > ram {
-		return nil, 0, fmt.Errorf("%w: the kernel unpacks to %s, RAM below 4 GiB ends at %#x", ErrMemory, mib(size), ram)
-	}
+func unpackZstd(mem *memory.Memory, p section, size, ram uint64) (*elfImage, uint64, error) {
 	src, freeSrc, err := scratch(int(p.size - 4))
 	if err != nil {
 		return nil, 0, err
