@@ -39,4 +39,12 @@ func (v *VCPU) SetCPUID2(entries []CPUIDEntry) error {
 }
 
 // GetCPUID2 is KVM_GET_CPUID2.
-func (v *VCPU) GetCPUID2() ([]CPUIDEntry, error) { return getCPUID(&v.h, &opGetCPUID2) }
+func (v *VCPU) GetCPUID2() ([]CPUIDEntry, error) {
+	entries, err := getCPUID(&v.h, &opGetCPUID2)
+	// Up to 6.2 kernels left the count alone here. What they did not fill is
+	// zero, which after the first entry says no more than its absence.
+	for n := len(entries); n > 0 && entries[n-1] == (CPUIDEntry{}); n = len(entries) {
+		entries = entries[:n-1]
+	}
+	return entries, err
+}

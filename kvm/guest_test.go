@@ -75,9 +75,9 @@ func (g *guest) ok(err error) {
 // longMode puts the vCPU into 64-bit mode, with the first 2 MiB mapped.
 func (g *guest) longMode() {
 	g.t.Helper()
-	binary.LittleEndian.PutUint64(g.mem[0x10000:], 0x11003)
-	binary.LittleEndian.PutUint64(g.mem[0x11000:], 0x12003)
-	binary.LittleEndian.PutUint64(g.mem[0x12000:], 0x83)
+	binary.LittleEndian.PutUint64(g.mem[0x10000:], 0x11007)
+	binary.LittleEndian.PutUint64(g.mem[0x11000:], 0x12007)
+	binary.LittleEndian.PutUint64(g.mem[0x12000:], 0x87)
 	sregs, err := g.cpu.Sregs()
 	g.ok(err)
 	sregs.SetLongMode(0x10000)
@@ -148,7 +148,7 @@ var (
 	haltForever = []byte{0xfb, 0xf4, 0xeb, 0xfc} // sti; 1: hlt; jmp 1b (hlt again)
 	outHandler  = []byte{
 		0xb0, '!', // mov $'!', %al
-		0xe6, 0x42, // out %al, $0x42
+		0xe6, 0xe9, // out %al, $0xe9
 		0xcf, // iret
 	}
 )

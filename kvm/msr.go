@@ -7,8 +7,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// maxMSREntries is the kernel's limit of MSRs in one call, MAX_IO_MSRS.
-const maxMSREntries = 256
+// maxMSREntries is the kernel's limit of MSRs in one call: below MAX_IO_MSRS.
+const maxMSREntries = 255
 
 // maxMSRList bounds the growth of an index list; kernels have a few hundred.
 const maxMSRList = 1 << 16

@@ -76,7 +76,7 @@ func TestRunShutdown(t *testing.T) {
 
 func TestRunAllocs(t *testing.T) {
 	g := newGuest(t, nil,
-		0xe6, 0x42, // 1: out %al, $0x42
+		0xe6, 0xe9, // 1: out %al, $0xe9
 		0xeb, 0xfc) // jmp 1b
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
@@ -153,8 +153,8 @@ func TestSignalMask(t *testing.T) {
 
 func TestSyncRegs(t *testing.T) {
 	g := newGuest(t, nil,
-		0xe6, 0x42, // out %al, $0x42
-		0xe6, 0x43, // out %al, $0x43
+		0xe6, 0xe9, // out %al, $0xe9
+		0xe6, 0xea, // out %al, $0xea
 		0xf4)
 	n, err := g.vm.CheckExtension(kvm.CapSyncRegs)
 	g.ok(err)
@@ -164,13 +164,13 @@ func TestSyncRegs(t *testing.T) {
 	}
 	run := g.cpu.RunData()
 	run.ValidRegs = all
-	g.wantOut(0x42, 0)
+	g.wantOut(0xe9, 0)
 	if run.Sync.Regs.RSP != 0x8000 || run.Sync.Sregs.CS.Base != 0 || run.Sync.Sregs.CR0&1 != 0 {
 		t.Fatalf("%+v", run.Sync)
 	}
 	run.Sync.Regs.RAX = 0x77
 	run.DirtyRegs = kvm.SyncRegsRegs
-	g.wantOut(0x43, 0x77)
+	g.wantOut(0xea, 0x77)
 	if run.DirtyRegs != 0 {
 		t.Errorf("DirtyRegs = %#x after Run", run.DirtyRegs)
 	}
@@ -192,7 +192,7 @@ func TestInterruptWindow(t *testing.T) {
 	}
 	run.SetRequestInterruptWindow(false)
 	g.ok(g.cpu.Interrupt(0x21))
-	g.wantOut(0x42, '!')
+	g.wantOut(0xe9, '!')
 }
 
 func TestNMI(t *testing.T) {
@@ -204,7 +204,7 @@ func TestNMI(t *testing.T) {
 	if events.NMI.Pending == 0 {
 		t.Errorf("no NMI is pending: %+v", events)
 	}
-	g.wantOut(0x42, '!')
+	g.wantOut(0xe9, '!')
 }
 
 // TestCloseWhileRunning closes everything under a running guest.

@@ -67,7 +67,8 @@ type Sregs2 struct {
 	PDPTRs                  [4]uint64
 }
 
-// FPU is struct kvm_fpu: x87 and SSE state.
+// FPU is struct kvm_fpu: x87 and SSE state. The kernel ignores MXCSR and leaves it 0;
+// XSave carries it.
 type FPU struct {
 	FPR        [8][16]uint8
 	FCW        uint16
