@@ -26,6 +26,7 @@ var ErrTimeout = errors.New("timed out")
 // Config says how a Machine holds its device.
 type Config struct {
 	PCI       bool   // PCI transport; otherwise MMIO
+	INTx      bool   // give a PCI function an interrupt line, too
 	Doorbells bool   // the engine has doorbells
 	Memory    uint64 // bytes; 0: 16 MiB
 	QueueSize uint16 // of every queue at most; 0: the device's maximum
@@ -121,9 +122,11 @@ func (m *Machine) attach(dev virtio.Device) error {
 		bells = &m.bells
 	}
 	if m.cfg.PCI {
-		t, err := virtio.NewPCI(dev, virtio.PCIConfig{
-			Host: host, Bus: &m.Bus, BAR: BARBase, MSI: &m.Interrupts, Doorbells: bells,
-		})
+		cfg := virtio.PCIConfig{Host: host, Bus: &m.Bus, BAR: BARBase, MSI: &m.Interrupts, Doorbells: bells}
+		if m.cfg.INTx {
+			cfg.Line = &m.Interrupts
+		}
+		t, err := virtio.NewPCI(dev, cfg)
 		if err != nil {
 			return err
 		}
