@@ -4,11 +4,13 @@ import (
 	"bytes"
 	"encoding/binary"
 	"fmt"
+	"runtime"
 	"testing"
 
 	"github.com/stretchr/testify/require"
 
 	"github.com/vmkit-go/vmkit/vm/virtio"
+	"github.com/vmkit-go/vmkit/vm/virtio/virtiotest"
 )
 
 var _ virtio.Device = (*Device)(nil)
@@ -559,4 +561,55 @@ func TestReceiveLateDelivery(t *testing.T) {
 		require.False(t, ok, "the guest sees nothing while paused")
 		g.dev.Resume()
 	})
+}
+
+// TestDeviceAllocs pins the steady state: nothing is allocated for a frame in
+// either direction.
+func TestDeviceAllocs(t *testing.T) {
+	a, b := newPipe(t, PipeConfig{})
+	g := newGuest(t, a, Config{MAC: testMAC}, true)
+	g.activate(baseFeatures|virtio.FeatureEventIdx|featMrgRxBuf|featCsum|featHostTSO4|featGuestCsum|featGuestTSO4, 64)
+	require.NoError(t, b.Configure(Settings{Queues: 1, Offload: OffloadAll}))
+	const tx, rx = bufBase, bufBase + 1<<20
+	frame, _, l4 := packet(false, false, 0, 9000)
+	h := Header{Flags: NeedsChecksum, GSOType: GSOTCPv4, GSOSize: 1000, CsumStart: uint16(l4), CsumOffset: 16}
+	p := make([]byte, HeaderLen)
+	h.put(p)
+	require.NoError(t, g.mem.Write(tx, append(p, frame...)))
+	out := []Frame{{Header: h, Data: [][]byte{frame}}}
+	in := []Frame{{Data: [][]byte{make([]byte, 20000)}}}
+	send := virtiotest.Buf{Addr: tx, Len: uint32(HeaderLen + len(frame))}
+	recv := virtiotest.Buf{Addr: rx, Len: 2048, Write: true}
+	round := func() {
+		if _, err := g.rings[1].Add(send); err != nil {
+			t.Error(err)
+		}
+		g.notify(1)
+		if n, err := b.Queue(0).Read(in, false); n != 1 || err != nil {
+			t.Error(n, err)
+		}
+		if _, _, ok := g.rings[1].Used1(); !ok {
+			t.Error("no answer")
+		}
+		for g.rings[0].Free() > 0 {
+			if _, err := g.rings[0].Add(recv); err != nil {
+				t.Error(err)
+			}
+		}
+		g.notify(0)
+		if n, err := b.Queue(0).Write(out, false); n != 1 || err != nil {
+			t.Error(n, err)
+		}
+		for got := 0; got < 5; {
+			if _, _, ok := g.rings[0].Used1(); ok {
+				got++
+			} else {
+				runtime.Gosched()
+			}
+		}
+	}
+	for range 50 {
+		round()
+	}
+	require.Zero(t, testing.AllocsPerRun(200, round))
 }
