@@ -103,7 +103,7 @@ func RouteToMSI(gsi uint32, m MSI) IRQRoutingEntry {
 
 type routingHeader struct {
 	count uint32
-	flags uint32
+	_     uint32 // flags
 }
 
 // Flags of IRQFD.

@@ -22,7 +22,7 @@ func iowr[T any](nr uintptr) uintptr { return sized[T](dirRead|dirWrite) | nr }
 
 // Every ioctl that the package uses.
 var (
-	opGetAPIVersion          = op{"KVM_GET_API_VERSION", kvmIO | 0x00, noCap}
+	opGetAPIVersion          = op{"KVM_GET_API_VERSION", kvmIO, noCap}
 	opCreateVM               = op{"KVM_CREATE_VM", kvmIO | 0x01, noCap}
 	opGetMSRIndexList        = op{"KVM_GET_MSR_INDEX_LIST", iowr[msrListHeader](0x02), noCap}
 	opCheckExtension         = op{"KVM_CHECK_EXTENSION", kvmIO | 0x03, noCap}

@@ -250,14 +250,14 @@ type msrsHeader struct {
 type msrListHeader struct{ count uint32 }
 
 type enableCap struct {
-	cap   uint32
-	flags uint32
-	args  [4]uint64
-	_     [64]uint8
+	cap  uint32
+	_    uint32 // flags
+	args [4]uint64
+	_    [64]uint8
 }
 
 type deviceAttr struct {
-	flags uint32
+	_     uint32 // flags
 	group uint32
 	attr  uint64
 	addr  uint64
