@@ -6,7 +6,11 @@ STATICCHECK = honnef.co/go/tools/cmd/staticcheck@v0.8.2
 # How long `make fuzz` gives each fuzz target.
 FUZZTIME ?= 30s
 
-.PHONY: help demo test bench lint fuzz deps
+# How many steps `make hostile` gives each device, over two transports with and
+# without doorbells.
+STEPS ?= 40000000
+
+.PHONY: help demo test bench lint fuzz hostile deps
 
 help:
 	@echo 'make demo              boot Debian'\''s cloud kernel and run a command in it'
@@ -14,6 +18,7 @@ help:
 	@echo 'make bench [BENCH=X]   print the benchmark tables, and one line per figure; X picks one'
 	@echo 'make lint              gofmt, go vet, staticcheck'
 	@echo 'make fuzz [FUZZTIME=T] run every fuzz target for T (30s)'
+	@echo 'make hostile [STEPS=N] set a hostile driver on every virtio device for N steps'
 
 demo: deps
 	$(GO) run ./examples/vmm run -- sh -c 'echo "hello from $$(uname -sr), running on $$(nproc) CPU(s)"'
@@ -29,6 +34,9 @@ lint:
 
 fuzz: deps
 	$(GO) run ./internal/build/testall -only fuzz -fuzztime $(FUZZTIME)
+
+hostile:
+	VMKIT_HOSTILE_STEPS=$(STEPS) $(GO) test -timeout 0 -run Hostile ./vm/virtio ./disk ./netdev
 
 deps:
 	@sh internal/build/deps.sh

@@ -14,7 +14,8 @@ import (
 )
 
 // HostileSteps is the number of steps for Hostile: that of the environment
-// variable VMKIT_HOSTILE_STEPS, or else 300,000; a tenth of it with -short.
+// variable VMKIT_HOSTILE_STEPS, or else 300,000; a tenth of it with -short or
+// the race detector.
 func HostileSteps() int {
 	n := 300_000
 	if s := os.Getenv("VMKIT_HOSTILE_STEPS"); s != "" {
@@ -22,7 +23,7 @@ func HostileSteps() int {
 			n = v
 		}
 	}
-	if testing.Short() {
+	if testing.Short() || raceEnabled {
 		n = max(1, n/10)
 	}
 	return n
