@@ -60,8 +60,7 @@ func run(w io.Writer) error {
 		switch reason := cpu.RunData().ExitReason; {
 		case err == syscall.EINTR:
 			err = nil // Go preempts threads by signals
-		case err != nil:
-			return err
+		case err != nil: // and the loop ends
 		case reason == kvm.ExitIO:
 			w.Write(cpu.IOData())
 		case reason == kvm.ExitHLT:
