@@ -23,14 +23,31 @@ type archive struct {
 
 func newArchive(ctx context.Context, cache string, log io.Writer) (*archive, error) {
 	a := &archive{log: log, private: filepath.Join(cache, "apt")}
-	lists, _ := filepath.Glob("/var/lib/apt/lists/*_Packages*")
-	if len(lists) == 0 {
+	if !haveLists("/var/lib/apt/lists") {
+		if os.Geteuid() != 0 && haveLists(filepath.Join(a.private, "lists")) {
+			a.usePrivate()
+			return a, nil
+		}
 		fmt.Fprintln(log, "apt has no package lists: running apt-get update")
 		if err := a.update(ctx); err != nil {
 			return nil, err
 		}
 	}
 	return a, nil
+}
+
+func haveLists(dir string) bool {
+	lists, _ := filepath.Glob(filepath.Join(dir, "*_Packages*"))
+	return len(lists) > 0
+}
+
+// usePrivate makes apt use lists of our own.
+func (a *archive) usePrivate() {
+	a.opts = []string{
+		"-o", "Dir::State::Lists=" + filepath.Join(a.private, "lists"),
+		"-o", "Dir::Cache=" + a.private,
+		"-o", "Debug::NoLocking=1",
+	}
 }
 
 // update fetches the package lists: the system's as root, and otherwise lists
@@ -43,11 +60,7 @@ func (a *archive) update(ctx context.Context) error {
 				return err
 			}
 		}
-		a.opts = []string{
-			"-o", "Dir::State::Lists=" + filepath.Join(a.private, "lists"),
-			"-o", "Dir::Cache=" + a.private,
-			"-o", "Debug::NoLocking=1",
-		}
+		a.usePrivate()
 	}
 	if _, err := run(ctx, "", "apt-get", append(a.opts, "-q", "update")...); err != nil {
 		return fmt.Errorf("%w: %w (is the network up, and is /etc/apt/sources.list right?)", ErrUnavailable, err)
