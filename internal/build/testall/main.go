@@ -22,8 +22,8 @@ import (
 )
 
 // extraNested are packages that run in the nested host beside those whose tests
-// depend on package kvm: they need its root or its modules.
-var extraNested = []string{"disk", "netdev"}
+// depend on package kvm: they need its root.
+var extraNested = []string{"netdev"}
 
 // notNested are packages that depend on package kvm and have no business in
 // the nested host.
