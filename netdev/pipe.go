@@ -47,9 +47,8 @@ func Pipe(cfg PipeConfig) (a, b Endpoint, err error) {
 	x, y := newPipeEnd(cfg), newPipeEnd(cfg)
 	x.peer, y.peer = y, x
 	for i := range x.queues {
-		x.queues[i].out = &y.queues[i].in
-		y.queues[i].out = &x.queues[i].in
 		x.queues[i].end, y.queues[i].end = x, y
+		x.queues[i].index, y.queues[i].index = i, i
 	}
 	return x, y, nil
 }
@@ -91,7 +90,15 @@ func (e *pipeEnd) Configure(s Settings) error {
 	}
 	e.accept.Store(uint32(s.Offload.sound()))
 	e.active.Store(int32(s.Queues))
+	e.wake() // writers may have to turn to another queue
 	return nil
+}
+
+// wake makes everyone who waits for a ring of this end look again.
+func (e *pipeEnd) wake() {
+	for i := range e.queues {
+		e.queues[i].in.wake()
+	}
 }
 
 func (e *pipeEnd) WatchLink(f func(up bool)) bool {
@@ -106,8 +113,8 @@ func (e *pipeEnd) Close() error {
 		e.closed.Store(true)
 		for i := range e.queues {
 			e.queues[i].in.close()
-			e.peer.queues[i].in.wake() // writers of this end
 		}
+		e.peer.wake() // writers of this end
 		e.peer.linkMu.Lock()
 		defer e.peer.linkMu.Unlock()
 		if f := e.peer.link; f != nil && !e.peer.closed.Load() {
@@ -119,9 +126,9 @@ func (e *pipeEnd) Close() error {
 
 // pipeQueue is one queue of one end.
 type pipeQueue struct {
-	end *pipeEnd
-	in  ring
-	out *ring // the peer's
+	end   *pipeEnd
+	index int
+	in    ring
 
 	wrMu    sync.Mutex
 	quit    atomic.Bool
@@ -134,7 +141,7 @@ func (q *pipeQueue) Interrupt(on bool) {
 	q.quit.Store(on)
 	if on {
 		q.in.wake()
-		q.out.wake()
+		q.end.peer.wake()
 	}
 }
 
@@ -166,34 +173,43 @@ func (q *pipeQueue) Read(frames []Frame, wait bool) (int, error) {
 func (q *pipeQueue) Write(frames []Frame, wait bool) (int, error) {
 	q.wrMu.Lock()
 	defer q.wrMu.Unlock()
-	peer := q.end.peer
-	out := q.out
-	if active := int(peer.active.Load()); active < len(peer.queues) {
-		// A queue that the peer does not read shares those that it does.
-		for i := range q.end.queues {
-			if q == &q.end.queues[i] {
-				out = &peer.queues[i%active].in
-			}
+	for {
+		n, err := q.write(q.target(), frames, wait)
+		if n > 0 || err != nil || len(frames) == 0 || !wait || q.quit.Load() {
+			return n, err
 		}
 	}
-	n := 0
+}
+
+// target is the ring that the peer reads. A queue that it does not read shares
+// those that it does.
+func (q *pipeQueue) target() *ring {
+	peer := q.end.peer
+	return &peer.queues[q.index%int(peer.active.Load())].in
+}
+
+// write writes to out, and waits for room there once.
+func (q *pipeQueue) write(out *ring, frames []Frame, wait bool) (n int, err error) {
+	peer := q.end.peer
 	out.mu.Lock()
 	defer out.mu.Unlock()
-	defer out.readable.Broadcast()
 	for n < len(frames) {
 		if q.end.closed.Load() {
-			return n, fmt.Errorf("pipe: write: %w", ErrClosed)
-		}
-		if peer.closed.Load() || q.push(out, &frames[n], Offload(peer.accept.Load())) {
-			n++
-			continue
-		}
-		if n > 0 || !wait || q.quit.Load() {
+			err = fmt.Errorf("pipe: write: %w", ErrClosed)
 			break
 		}
+		if !peer.closed.Load() && !q.push(out, &frames[n], Offload(peer.accept.Load())) {
+			break
+		}
+		n++
+	}
+	switch {
+	case n > 0:
+		out.readable.Broadcast()
+	case err == nil && wait && !q.quit.Load() && len(frames) > 0 && q.target() == out:
 		out.writable.Wait()
 	}
-	return n, nil
+	return n, err
 }
 
 // push puts one frame into out, or several if it must be segmented. It reports

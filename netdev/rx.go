@@ -413,10 +413,16 @@ func (r *receiver) complete() {
 	}
 }
 
-// unpop returns the chains that hold no frame to the queue.
+// unpop returns the chains that hold no frame to the queue. Where a malformed
+// one after them was answered already they cannot go back, and are answered
+// empty.
 func (r *receiver) unpop() {
 	for ; r.count > r.filled; r.count-- {
-		r.queue.Unpop(&r.chains[(r.head+r.count-1)&(len(r.chains)-1)])
+		c := &r.chains[(r.head+r.count-1)&(len(r.chains)-1)]
+		if !r.queue.Unpop(c) {
+			r.queue.Push(c, 0)
+		}
 	}
+	r.queue.Publish()
 	r.room = 0
 }

@@ -158,7 +158,10 @@ func (t *transmitter) step(limit int, wait bool) (n int, full bool) {
 		t.queue.Push(&t.chains[i], 0)
 	}
 	for i := n - 1; i >= keep; i-- {
-		t.queue.Unpop(&t.chains[i])
+		if !t.queue.Unpop(&t.chains[i]) {
+			// A malformed chain after it was answered: this one is lost.
+			t.queue.Push(&t.chains[i], 0)
+		}
 	}
 	t.queue.Publish()
 	return keep, full
