@@ -22,8 +22,8 @@ import (
 	"slices"
 	"strings"
 
-	"github.com/vmkit-go/vmkit/vm/boot/initramfs"
 	"github.com/vmkit-go/vmkit/internal/debian"
+	"github.com/vmkit-go/vmkit/vm/boot/initramfs"
 )
 
 //go:embed init.sh

@@ -1,0 +1,115 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"github.com/vmkit-go/vmkit/internal/nestedkvm"
+	"github.com/vmkit-go/vmkit/vcpu/kvmcpu"
+)
+
+// needsNested says whether the guest has to run in the nested host, and tells
+// the user why.
+func (o *options) needsNested() (bool, error) {
+	inside := os.Getenv("VMKIT_NESTED") == "1"
+	switch {
+	case o.nested == "never" || inside:
+		return false, nil
+	case o.nested == "always":
+		return true, nil
+	}
+	r, err := kvmcpu.Probe("")
+	switch {
+	case err == nil && r.Native:
+		return false, nil
+	case errors.Is(err, os.ErrPermission):
+		return false, fmt.Errorf("%w (join the group that owns the device, or use -nested always)", err)
+	case err == nil:
+		fmt.Fprintf(os.Stderr, "vmm: %v\n", r)
+	default:
+		fmt.Fprintf(os.Stderr, "vmm: no KVM on this host: %v\n", err)
+	}
+	fmt.Fprintln(os.Stderr, "vmm: running in a nested host instead: kvm-amd under QEMU's emulator, which takes a while")
+	return true, nil
+}
+
+// runNested runs this program with the same arguments in a nested host, to
+// which the files that they name are carried and the disks attached.
+func runNested(ctx context.Context, o *options, command string, args []string) error {
+	if len(o.nets) > 0 {
+		return errors.New("-net: the nested host has no way to this host's network; run on a host with a KVM of its own")
+	}
+	if o.control != "" {
+		return errors.New("-control: the nested host ends with its guest, so there is nothing to save to")
+	}
+	self, err := os.Executable()
+	if err != nil {
+		return err
+	}
+	inner := []string{command, "-nested", "never", "-cpus", fmt.Sprint(o.cpus), "-memory", fmt.Sprint(o.memory),
+		"-cpu", o.model.String(), "-append", o.append, "-transport", o.transport.String()}
+	if o.verbose {
+		inner = append(inner, "-v")
+	}
+	cmd := nestedkvm.Cmd{
+		Path: "/usr/local/bin/vmm", Stdin: os.Stdin, Stdout: os.Stdout, Stderr: os.Stderr,
+		Files: []nestedkvm.File{{Path: self, Name: "/usr/local/bin/vmm", Libraries: true}},
+		Env:   []string{"TERM=" + os.Getenv("TERM")},
+	}
+	for _, f := range []struct{ flag, path string }{{"-kernel", o.kernel}, {"-initrd", o.initrd}} {
+		if f.path == "" {
+			continue
+		}
+		if err := checkFile(strings.TrimPrefix(f.flag, "-"), f.path); err != nil {
+			return err
+		}
+		name := "/run/vmm/" + f.flag[1:] + "/" + filepath.Base(f.path)
+		cmd.Files = append(cmd.Files, nestedkvm.File{Path: f.path, Name: name})
+		inner = append(inner, f.flag, name)
+	}
+	cfg := nestedkvm.Config{Memory: o.memory + 1<<30, Log: os.Stderr}
+	if o.noDisk() {
+		inner = append(inner, "-disk", "none")
+	} else {
+		for i, d := range o.disks {
+			if err := checkDisk(d); err != nil {
+				return err
+			}
+			cfg.Disks = append(cfg.Disks, nestedkvm.Disk{Path: d.path, ReadOnly: d.readOnly})
+			name := nestedkvm.DiskPath(i)
+			if d.readOnly {
+				name += ",ro"
+			}
+			inner = append(inner, "-disk", name)
+		}
+	}
+	if len(o.command) > 0 {
+		inner = append(append(inner, "--"), o.command...)
+	} else {
+		term, err := openTerminal(os.Stdin)
+		if err != nil {
+			return err
+		}
+		defer term.restore()
+		if term != nil {
+			cols, rows := term.size()
+			cmd.Terminal = &nestedkvm.Size{Rows: rows, Columns: cols}
+		}
+	}
+	cmd.Args = inner
+	host, err := nestedkvm.Start(ctx, cfg)
+	if err != nil {
+		return err
+	}
+	defer host.Close()
+	err = host.Run(ctx, cmd)
+	var exit *nestedkvm.ExitError
+	if errors.As(err, &exit) && exit.Signal == 0 {
+		return exitStatus(exit.Code)
+	}
+	return err
+}

@@ -1,0 +1,189 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+
+	"github.com/vmkit-go/vmkit/internal/guest"
+	"github.com/vmkit-go/vmkit/vm"
+)
+
+// errRestart asks for the same guest once more, after a reset.
+var errRestart = errors.New("restart")
+
+func runCommand(ctx context.Context, args []string) error {
+	o, rest, err := parseOptions("run", args)
+	if err != nil {
+		return err
+	}
+	o.command = rest
+	if len(o.command) > 0 && o.initrd != "" {
+		return errors.New("a COMMAND is run by vmm's own initramfs: leave out -initrd or the command")
+	}
+	if nested, err := o.needsNested(); err != nil {
+		return err
+	} else if nested {
+		return runNested(ctx, o, "run", args)
+	}
+	for {
+		err := runOnce(ctx, o, "")
+		if !errors.Is(err, errRestart) {
+			return err
+		}
+		fmt.Fprintln(os.Stderr, "vmm: the guest rebooted")
+	}
+}
+
+// runOnce runs a guest to its end: one that boots, or one saved in dir.
+func runOnce(ctx context.Context, options *options, dir string) (err error) {
+	o := *options
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	s := &session{o: &o, serial: &tail{}, cancel: cancel}
+	if o.verbose {
+		s.serial.w = os.Stderr
+	}
+	defer func() { err = errors.Join(err, s.close()) }()
+
+	var term *terminal
+	if len(o.command) == 0 {
+		s.escape = &escapeReader{r: os.Stdin, onExit: cancel, onSave: func() {}}
+		s.console = s.escape
+		if term, err = openTerminal(os.Stdin); err != nil {
+			return err
+		}
+		defer term.restore()
+	}
+	if dir == "" {
+		err = s.start(ctx)
+	} else {
+		err = s.load(dir)
+	}
+	if err != nil {
+		return err
+	}
+	if o.control != "" {
+		c, err := serveControl(o.control, s.save)
+		if err != nil {
+			return err
+		}
+		defer c.Close()
+	}
+	err = s.machine.Run(ctx)
+	term.restore()
+	return s.outcome(ctx, err)
+}
+
+// outcome turns the end of the machine into vmm's.
+func (s *session) outcome(ctx context.Context, err error) error {
+	if s.saved != "" {
+		fmt.Fprintf(os.Stderr, "vmm: the guest was saved to %s\n", s.saved)
+		return nil
+	}
+	if len(s.o.command) > 0 {
+		// The command's status counts however the machine ended after it.
+		status, serr := s.result.Status()
+		if serr == nil {
+			if status != 0 {
+				return exitStatus(status)
+			}
+			return nil
+		}
+		if err == nil {
+			err = serr
+		}
+	}
+	switch {
+	case err == nil:
+		return nil
+	case ctx.Err() != nil && len(s.o.command) == 0:
+		return nil // Ctrl-A x
+	case errors.Is(err, vm.ErrReset) && len(s.o.command) == 0:
+		return errRestart
+	case errors.Is(err, context.Canceled):
+		return errors.New("interrupted")
+	}
+	if text := s.serial.text(); len(text) > 0 && !s.o.verbose {
+		fmt.Fprintf(os.Stderr, "vmm: the guest's last words on its serial port:\n%s\n", text)
+	}
+	if errors.Is(err, guest.ErrNoStatus) {
+		return err
+	}
+	return err
+}
+
+// save serves vmm save: dir gets the machine, the options to load it with,
+// and the root disk if it was made for this run.
+func (s *session) save(dir string) error {
+	if !filepath.IsAbs(dir) {
+		return fmt.Errorf("%q is not an absolute path", dir)
+	}
+	if err := os.Mkdir(dir, 0o700); err != nil {
+		return err
+	}
+	if err := s.machine.Pause(); err != nil {
+		return err
+	}
+	err := s.saveTo(dir)
+	if err != nil {
+		err = errors.Join(err, os.RemoveAll(dir), s.machine.Resume())
+		return err
+	}
+	s.saved = dir
+	s.cancel()
+	return nil
+}
+
+func (s *session) saveTo(dir string) error {
+	o := *s.o
+	if s.tempDir != "" {
+		kept := filepath.Join(dir, "root.img")
+		if err := copySparse(kept, o.disks[0].path); err != nil {
+			return err
+		}
+		o.disks = append([]diskOption{{path: kept}}, o.disks[1:]...)
+	}
+	if err := writeOptions(filepath.Join(dir, "options.json"), &o); err != nil {
+		return err
+	}
+	return s.machine.SaveFile(filepath.Join(dir, "machine"))
+}
+
+// load makes a machine from what save left.
+func (s *session) load(dir string) error {
+	cfg, err := s.config()
+	if err != nil {
+		return err
+	}
+	s.machine, err = vm.LoadFile(cfg, filepath.Join(dir, "machine"))
+	return err
+}
+
+// copySparse copies a file without its holes.
+func copySparse(dst, src string) (err error) {
+	in, err := os.Open(src)
+	if err != nil {
+		return err
+	}
+	defer in.Close()
+	st, err := in.Stat()
+	if err != nil {
+		return err
+	}
+	out, err := os.OpenFile(dst, os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o600)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, out.Sync(), out.Close()) }()
+	if err := out.Truncate(st.Size()); err != nil {
+		return err
+	}
+	return eachData(in, st.Size(), func(off, n int64) error {
+		_, err := io.Copy(io.NewOffsetWriter(out, off), io.NewSectionReader(in, off, n))
+		return err
+	})
+}

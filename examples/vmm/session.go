@@ -1,0 +1,245 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"sync"
+
+	"github.com/vmkit-go/vmkit/disk"
+	"github.com/vmkit-go/vmkit/internal/debian"
+	"github.com/vmkit-go/vmkit/internal/guest"
+	"github.com/vmkit-go/vmkit/netdev"
+	"github.com/vmkit-go/vmkit/vm"
+	"github.com/vmkit-go/vmkit/vm/boot"
+	"github.com/vmkit-go/vmkit/vm/virtio"
+)
+
+// serialTail is how much of the guest's serial output is kept to be shown
+// when it ends badly.
+const serialTail = 4 << 10
+
+// defaultDiskSize is the size of the root disk made when none is named.
+const defaultDiskSize = 256 << 20
+
+// session is one guest and all that vmm opened for it.
+type session struct {
+	o       *options
+	machine *vm.Machine
+	result  guest.Result
+	serial  *tail
+	console io.Reader // what the user types at an interactive console
+	escape  *escapeReader
+	saved   string // the directory that vmm save has filled
+	tempDir string // holds the root disk made for this run
+	cancel  context.CancelFunc
+}
+
+func (s *session) close() (err error) {
+	if s.machine != nil {
+		err = s.machine.Close()
+	}
+	if s.tempDir != "" {
+		err = errors.Join(err, os.RemoveAll(s.tempDir))
+	}
+	return err
+}
+
+// progress is where messages go that a user wants to see while waiting, and
+// not mixed up with the output of a command that is quick to run.
+func (o *options) progress() io.Writer { return os.Stderr }
+
+// prepare resolves the defaults: a kernel, and a root disk in a temporary
+// directory.
+func (s *session) prepare(ctx context.Context) (*debian.Kernel, error) {
+	kernel, err := debian.FetchKernel(ctx, s.o.progress())
+	if err != nil {
+		return nil, err
+	}
+	if s.o.kernel == "" {
+		s.o.kernel = kernel.Image
+	}
+	if s.o.noDisk() {
+		s.o.disks = nil
+	} else if len(s.o.disks) == 0 && s.o.initrd == "" {
+		if s.tempDir, err = os.MkdirTemp("", "vmm-"); err != nil {
+			return nil, err
+		}
+		root := filepath.Join(s.tempDir, "root.img")
+		if err := guest.RootDisk(ctx, root, defaultDiskSize, s.o.progress()); err != nil {
+			return nil, fmt.Errorf("make a root disk: %w", err)
+		}
+		s.o.disks = []diskOption{{path: root}}
+	}
+	return kernel, nil
+}
+
+// devices opens everything that the guest is attached to. After an error all
+// of it is closed again.
+func (s *session) devices() (_ []virtio.Device, err error) {
+	var devices []virtio.Device
+	defer func() {
+		if err != nil {
+			for _, d := range devices {
+				err = errors.Join(err, d.Close())
+			}
+		}
+	}()
+	for _, d := range s.o.disks {
+		image, err := disk.Open(d.path, disk.FileConfig{ReadOnly: d.readOnly})
+		if err != nil {
+			return devices, fmt.Errorf("disk: %w", err)
+		}
+		dev, err := disk.NewDevice(image, disk.Config{ReadOnly: d.readOnly, Queues: min(s.o.cpus, 4)})
+		if err != nil {
+			return devices, errors.Join(fmt.Errorf("disk %s: %w", d.path, err), image.Close())
+		}
+		devices = append(devices, dev)
+	}
+	for _, n := range s.o.nets {
+		tap, err := netdev.OpenTap(netdev.TapConfig{Name: n.tap, Queues: n.queues})
+		if err != nil {
+			return devices, fmt.Errorf("net: %w", err)
+		}
+		dev, err := netdev.NewDevice(tap, netdev.Config{MAC: n.mac})
+		if err != nil {
+			return devices, errors.Join(fmt.Errorf("net %s: %w", n.tap, err), tap.Close())
+		}
+		devices = append(devices, dev)
+	}
+	console, err := virtio.NewConsole(s.consoleConfig())
+	if err != nil {
+		return devices, err
+	}
+	devices = append(devices, console)
+	rng, err := virtio.NewRNG(virtio.RNGConfig{})
+	if err != nil {
+		return devices, err
+	}
+	return append(devices, rng), nil
+}
+
+// consoleConfig gives a command its streams as ports of their own, and a
+// user without a command the console itself.
+func (s *session) consoleConfig() virtio.ConsoleConfig {
+	if len(s.o.command) == 0 {
+		return virtio.ConsoleConfig{In: s.console, Out: os.Stdout}
+	}
+	return virtio.ConsoleConfig{Ports: []virtio.ConsolePort{
+		{Name: guest.PortStdin, In: os.Stdin, CloseAtEOF: true},
+		{Name: guest.PortStdout, Out: os.Stdout},
+		{Name: guest.PortStderr, Out: os.Stderr},
+		{Name: guest.PortExit, Out: &s.result},
+	}}
+}
+
+// config is the machine that the options describe, without what it boots.
+func (s *session) config() (vm.Config, error) {
+	devices, err := s.devices()
+	if err != nil {
+		return vm.Config{}, err
+	}
+	cfg := vm.Config{
+		CPUs: s.o.cpus, Memory: s.o.memory, Model: s.o.model, Engine: s.o.engine,
+		Devices: devices, Transport: s.o.transport, Serial: vm.Serial{Out: s.serial},
+	}
+	if s.o.verbose {
+		cfg.Log = slog.New(slog.NewTextHandler(os.Stderr, nil))
+	}
+	return cfg, nil
+}
+
+// start makes a machine that boots.
+func (s *session) start(ctx context.Context) error {
+	kernel, err := s.prepare(ctx)
+	if err != nil {
+		return err
+	}
+	image, err := os.Open(s.o.kernel)
+	if err != nil {
+		return fmt.Errorf("kernel: %w", err)
+	}
+	defer image.Close()
+	var initrd io.ReaderAt
+	if s.o.initrd != "" {
+		f, err := os.Open(s.o.initrd)
+		if err != nil {
+			return fmt.Errorf("initrd: %w", err)
+		}
+		defer f.Close()
+		initrd = f
+	} else {
+		data, err := guest.Initramfs(ctx, s.guestConfig(kernel))
+		if err != nil {
+			return fmt.Errorf("make an initramfs: %w", err)
+		}
+		initrd = bytes.NewReader(data)
+	}
+	cfg, err := s.config()
+	if err != nil {
+		return err
+	}
+	cfg.Boot = boot.Linux{Kernel: image, Initrd: initrd, Cmdline: s.cmdline()}
+	s.machine, err = vm.New(cfg)
+	return err
+}
+
+func (s *session) guestConfig(kernel *debian.Kernel) guest.Config {
+	g := guest.Config{Kernel: kernel, Command: s.o.command, Term: os.Getenv("TERM"), Log: s.o.progress()}
+	if len(s.o.disks) > 0 {
+		g.Root = "/dev/vda"
+		if s.o.disks[0].readOnly {
+			g.RootFlags = "ro"
+		}
+	}
+	for _, n := range s.o.nets {
+		if n.guest != "" {
+			g.Net, g.Gateway = n.guest, n.gateway
+			break
+		}
+	}
+	return g
+}
+
+func (s *session) cmdline() string {
+	line := "console=ttyS0 panic=-1"
+	if !s.o.verbose {
+		line += " quiet"
+	}
+	if s.o.append != "" {
+		line += " " + s.o.append
+	}
+	return line
+}
+
+// tail keeps the end of what is written to it, and passes it all on to w if
+// that is not nil.
+type tail struct {
+	mu  sync.Mutex
+	buf []byte
+	w   io.Writer
+}
+
+func (t *tail) Write(p []byte) (int, error) {
+	t.mu.Lock()
+	t.buf = append(t.buf, p...)
+	if over := len(t.buf) - serialTail; over > 0 {
+		t.buf = append(t.buf[:0], t.buf[over:]...)
+	}
+	t.mu.Unlock()
+	if t.w != nil {
+		return t.w.Write(p)
+	}
+	return len(p), nil
+}
+
+func (t *tail) text() []byte {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return bytes.Clone(t.buf)
+}
