@@ -93,6 +93,7 @@ type caps struct {
 	tripleFault bool // triple faults are events
 	sregs2      bool
 	xcrs        bool
+	tscScaling  bool
 	memSlots    int
 }
 
@@ -208,6 +209,7 @@ func (e *Engine) setUp() error {
 	e.caps.tripleFault = e.vm.EnableCap(kvm.CapX86TripleFaultEvent, 1) == nil
 	e.caps.sregs2 = has(kvm.CapSregs2)
 	e.caps.xcrs = has(kvm.CapXCRs)
+	e.caps.tscScaling = has(kvm.CapTSCControl)
 	if n, err := e.vm.CheckExtension(kvm.CapNRMemSlots); err == nil {
 		e.caps.memSlots = n
 	}

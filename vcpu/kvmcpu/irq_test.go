@@ -41,7 +41,7 @@ func interruptGuest(m *machine) vcpu.State {
 	}
 	handler(0x9000, 0x40)
 	handler(0x9100, 0x24)
-	handler(0x9200, 0x41)
+	handler(0x9200, 0x51) // of a higher priority class
 	fresh := m.state()
 	s.LAPIC = fresh.LAPIC
 	s.LAPIC[lapicSVR], s.LAPIC[lapicSVR+1] = lapicOn&0xff, lapicOn>>8
@@ -69,8 +69,8 @@ func TestMSI(t *testing.T) {
 	time.Sleep(20 * time.Millisecond) // let it halt
 	must(t, m.eng.Signal(msiAddress, 0x40))
 	out.want(t, 0x8040)
-	must(t, m.eng.Signal(msiAddress, 0x41)) // the local APIC has no EOI yet
-	out.want(t, 0x8041)
+	must(t, m.eng.Signal(msiAddress, 0x51)) // the local APIC has had no EOI
+	out.want(t, 0x8051)
 }
 
 func TestLine(t *testing.T) {

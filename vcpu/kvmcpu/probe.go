@@ -33,7 +33,7 @@ func (r Report) String() string {
 }
 
 const (
-	nativeMIPS   = 50
+	nativeMIPS   = 15
 	probeLimit   = 2 * time.Second // for one program
 	probeLoops   = 100_000         // two instructions each
 	probeMaxRuns = 8               // the loop again, while its time is too short to tell

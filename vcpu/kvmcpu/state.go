@@ -213,7 +213,9 @@ func (c *CPU) setMP(s vcpu.MPState) error {
 }
 
 // setTSCHz changes the TSC's frequency if it must and the host can. A guest
-// does not notice 250 parts in a million, which is what NTP corrects.
+// does not notice 250 parts in a million, which is what NTP corrects. Without
+// scaling in hardware, KVM would take a higher frequency and jump ahead at
+// each exit; that is refused.
 func (c *CPU) setTSCHz(want uint64) error {
 	if want == 0 {
 		return nil
@@ -223,9 +225,14 @@ func (c *CPU) setTSCHz(want uint64) error {
 		return err
 	}
 	have := uint64(khz) * 1000
-	if diff := max(want, have) - min(want, have); diff < 1000 {
+	diff := max(want, have) - min(want, have)
+	if diff < 1000 || !c.e.caps.tscScaling && diff <= have/4000 {
 		return nil
-	} else if err := c.v.SetTSCKHz(int((want + 500) / 1000)); err != nil && diff > have/4000 {
+	}
+	if !c.e.caps.tscScaling {
+		return fmt.Errorf("%w: TSC scaling, for a TSC of %d Hz on a host with %d Hz", vcpu.ErrMissing, want, have)
+	}
+	if err := c.v.SetTSCKHz(int((want + 500) / 1000)); err != nil {
 		return fmt.Errorf("TSC of %d Hz on a host with %d Hz: %w", want, have, err)
 	}
 	return nil
