@@ -69,15 +69,6 @@ func (c CPUID) Validate() error {
 	return nil
 }
 
-// set changes a leaf in place or adds it.
-func (c *CPUID) set(l Leaf) {
-	if i := c.find(l.Function, l.Index); i >= 0 && (*c)[i].Indexed == l.Indexed {
-		(*c)[i] = l
-		return
-	}
-	*c = append(*c, l)
-}
-
 // remove takes every leaf of a function away.
 func (c *CPUID) remove(function uint32) {
 	*c = slices.DeleteFunc(*c, func(l Leaf) bool { return l.Function == function })

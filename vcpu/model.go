@@ -52,8 +52,10 @@ func (m Model) String() string {
 
 // Bits of leaf 1 and 0x80000001 that the levels are made of.
 const (
-	// FPU VME DE PSE TSC MSR PAE MCE CX8 APIC SEP MTRR PGE MCA CMOV PAT
-	// PSE36 CLFLUSH MMX FXSR SSE SSE2.
+	// FPU PSE TSC MSR PAE CX8 APIC PGE CMOV MMX FXSR SSE SSE2: x86-64-v1
+	// and what no kernel does without.
+	needEDX = 1<<0 | 1<<3 | 1<<4 | 1<<5 | 1<<6 | 1<<8 | 1<<9 | 1<<13 | 1<<15 | 1<<23 | 1<<24 | 1<<25 | 1<<26
+	// Those and VME DE MCE SEP MTRR MCA PAT PSE36 CLFLUSH.
 	baseEDX = 0x078bfbff
 	// What AMD repeats of them in 0x80000001: without SEP and CLFLUSH.
 	aliasEDX = 0x0183f3ff
@@ -90,13 +92,13 @@ func (m Model) level() level {
 			Leaf{Function: 0xd, Index: 2, Indexed: true, EAX: 256, EBX: 576})
 	}
 	need = append(need,
-		Leaf{Function: 1, ECX: ecx1, EDX: baseEDX},
+		Leaf{Function: 1, ECX: ecx1, EDX: needEDX},
 		Leaf{Function: 7, Indexed: true, EBX: ebx7},
 		Leaf{Function: 0x80000001, ECX: ext, EDX: syscallBit | nxBit | longMode})
 	return level{
 		need: need,
 		allow: CPUID{
-			{Function: 1, ECX: emulatedECX},
+			{Function: 1, ECX: emulatedECX, EDX: baseEDX},
 			{Function: 6, EAX: aratBit},
 			{Function: 7, Indexed: true, EBX: tscAdjust},
 			{Function: 0x80000001, ECX: topologyX, EDX: aliasEDX},

@@ -110,7 +110,8 @@ type Events struct {
 	NMI       NMI
 	SMI       SMI
 	// ShadowSTI and ShadowMOVSS say that the next instruction runs with
-	// interrupts held off, after STI or after a load of SS.
+	// interrupts held off, after STI or after a load of SS. At most one is
+	// set; an engine that cannot tell them apart says STI.
 	ShadowSTI, ShadowMOVSS bool
 	// SIPI is the vector of the last start-up interrupt received.
 	SIPI uint8

@@ -99,6 +99,7 @@ func TestValidate(t *testing.T) {
 		{"MP", func(s *State) { s.MP = 9 }},
 		{"exception", func(s *State) { s.Events.Exception.Vector = 32 }},
 		{"NMI", func(s *State) { s.Events.NMI.Pending = 3 }},
+		{"both", func(s *State) { s.Events.ShadowSTI, s.Events.ShadowMOVSS = true, true }},
 		{"TSC", func(s *State) { s.TSCHz = 5 }},
 	} {
 		s := PowerUp(true)

@@ -86,6 +86,9 @@ func (s *State) validate() error {
 	if s.Events.NMI.Pending > 2 {
 		return fmt.Errorf("%d pending NMIs", s.Events.NMI.Pending)
 	}
+	if s.Events.ShadowSTI && s.Events.ShadowMOVSS {
+		return errors.New("interrupts held off by both STI and MOV SS")
+	}
 	if s.TSCHz != 0 && (s.TSCHz < 1e6 || s.TSCHz > 1e12) {
 		return fmt.Errorf("TSC frequency %d Hz", s.TSCHz)
 	}

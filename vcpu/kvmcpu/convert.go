@@ -94,6 +94,9 @@ func fromEvents(k *kvm.VCPUEvents) vcpu.Events {
 		SIPI:        uint8(k.SIPIVector),
 		TripleFault: k.TripleFault.Pending != 0,
 	}
+	if e.ShadowSTI { // SVM has one bit for both
+		e.ShadowMOVSS = false
+	}
 	// The kernel leaves the details of the last one behind.
 	if !e.Exception.Pending && !e.Exception.Injected {
 		e.Exception = vcpu.Exception{}

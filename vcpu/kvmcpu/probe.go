@@ -33,10 +33,8 @@ func (r Report) String() string {
 }
 
 const (
-	nativeMIPS   = 15
-	probeLimit   = 2 * time.Second // for one program
-	probeLoops   = 100_000         // two instructions each
-	probeMaxRuns = 8               // the loop again, while its time is too short to tell
+	nativeMIPS = 20
+	probeLimit = 2 * time.Second // for one program
 )
 
 // probePrograms are instructions that every kernel uses and some KVMs lack.
@@ -83,13 +81,15 @@ func Probe(path string) (Report, error) {
 	}
 	defer mem.Close()
 	var r Report
-	if r.MIPS, err = probeSpeed(sys, mem); err != nil {
+	speed, err := sys.KernelSpeed()
+	r.MIPS = speed / 1e6
+	if err != nil {
 		r.Reasons = append(r.Reasons, fmt.Sprintf("a loop at CPL 0 failed: %v", err))
 	} else if r.MIPS < nativeMIPS {
 		r.Reasons = append(r.Reasons, fmt.Sprintf("code at CPL 0 runs at %.1f million instructions a second, so it is emulated", r.MIPS))
 	}
 	for _, p := range probePrograms {
-		if _, err := probeRun(sys, mem, p.code); err != nil {
+		if err := probeRun(sys, mem, p.code); err != nil {
 			r.Reasons = append(r.Reasons, fmt.Sprintf("%s failed: %v", p.name, err))
 		}
 	}
@@ -97,69 +97,45 @@ func Probe(path string) (Report, error) {
 	return r, nil
 }
 
-// probeSpeed takes the best of several runs, since the machine may be busy.
-func probeSpeed(sys *kvm.System, mem *memory.Memory) (float64, error) {
-	loop := []byte{
-		0xb9, probeLoops & 0xff, probeLoops >> 8 & 0xff, probeLoops >> 16, 0, // mov ecx, probeLoops
-		0xff, 0xc9, // 1: dec ecx
-		0x75, 0xfc, // jnz 1b
-		0xf4, // hlt
-	}
-	var best float64
-	for range probeMaxRuns {
-		d, err := probeRun(sys, mem, loop)
-		if err != nil {
-			return 0, err
-		}
-		best = max(best, 2*probeLoops/1e6/max(d.Seconds(), 1e-9))
-		if d > 20*time.Millisecond {
-			break
-		}
-	}
-	return best, nil
-}
-
-// probeRun runs code at CPL 0 up to its HLT and returns the time.
-func probeRun(sys *kvm.System, mem *memory.Memory, code []byte) (time.Duration, error) {
+// probeRun runs code at CPL 0 up to its HLT.
+func probeRun(sys *kvm.System, mem *memory.Memory, code []byte) error {
 	eng, err := New(mem, Config{KVM: sys, Chips: ChipsNone})
 	if err != nil {
-		return 0, err
+		return err
 	}
 	defer eng.Close()
 	cpu, err := eng.NewCPU(0)
 	if err != nil {
-		return 0, err
+		return err
 	}
 	const entry = 0x8000
 	if err := mem.Write(entry, code); err != nil {
-		return 0, err
+		return err
 	}
 	if err := writeTables(mem); err != nil {
-		return 0, err
+		return err
 	}
 	s := longMode(entry)
 	if err := cpu.SetState(&s); err != nil {
-		return 0, err
+		return err
 	}
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
 	timer := time.AfterFunc(probeLimit, cpu.Kick)
 	defer timer.Stop()
-	start := time.Now()
 	var exit vcpu.Exit
 	if err := cpu.Run(&exit); err != nil {
-		return 0, err
+		return err
 	}
-	took := time.Since(start)
 	switch exit.Reason {
 	case vcpu.ExitHalt:
-		return took, nil
+		return nil
 	case vcpu.ExitKick:
-		return 0, fmt.Errorf("it does not end within %v", probeLimit)
+		return fmt.Errorf("it does not end within %v", probeLimit)
 	case vcpu.ExitShutdown:
-		return 0, errors.New("it ends in a triple fault")
+		return errors.New("it ends in a triple fault")
 	}
-	return 0, fmt.Errorf("it ends in exit %d", exit.Reason)
+	return fmt.Errorf("it ends in exit %d", exit.Reason)
 }
 
 // The page tables that writeTables makes: one page of each level.
