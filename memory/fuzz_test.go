@@ -14,7 +14,7 @@ func FuzzMemory(f *testing.F) {
 	f.Add([]byte{0, 0, 0, 200, 1, 1, 255, 15, 9, 2, 5, 255, 31, 8, 7, 6, 0, 0, 0})
 	f.Add([]byte{6, 0, 0, 0, 0, 2, 255, 31, 8, 3, 4, 0, 16, 255, 0, 7, 1, 2, 3, 0})
 	f.Fuzz(func(t *testing.T, script []byte) {
-		m := small(t)
+		m := addSmall(t, newOf(t, Config{Size: 2 * PageSize, Anonymous: len(script)%2 != 0}))
 		const limit = 8 * PageSize
 		model := make([]byte, limit)
 		valid := make([]bool, limit)

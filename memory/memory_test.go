@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"math"
 	"os"
-	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -16,7 +15,12 @@ import (
 
 func newMemory(t testing.TB, size uint64) *Memory {
 	t.Helper()
-	m, err := New(Config{Size: size})
+	return newOf(t, Config{Size: size})
+}
+
+func newOf(t testing.TB, cfg Config) *Memory {
+	t.Helper()
+	m, err := New(cfg)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -88,67 +92,10 @@ func TestNewRefuses(t *testing.T) {
 
 // TestHugePages asks for one page more than the host has, and for some of
 // those that it has. Inside the nested host it reserves some first.
-func TestHugePages(t *testing.T) {
-	if os.Getenv("VMKIT_NESTED") == "1" {
-		if err := os.WriteFile("/proc/sys/vm/nr_hugepages", []byte("8"), 0); err != nil {
-			t.Fatal(err)
-		}
-	}
-	free := freeHugePages(t)
-	before := usage(t)
-	_, err := New(Config{Size: (free + 1) * HugePageSize, HugePages: true})
-	if !errors.Is(err, ErrNoHugePages) {
-		t.Errorf("one huge page too many: %v", err)
-	}
-	if after := usage(t); after != before {
-		t.Errorf("leaked: %v before, %v after", before, after)
-	}
-	if free < 3 {
-		if os.Getenv("VMKIT_NESTED") == "1" {
-			t.Fatalf("%d free huge pages after reserving 8", free)
-		}
-		t.Logf("the host has %d free huge pages; 3 (sysctl vm.nr_hugepages) would be used", free)
-		return
-	}
-	m, err := New(Config{Size: 2 * HugePageSize, HugePages: true})
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer m.Close()
-	if now := freeHugePages(t); now > free {
-		t.Errorf("%d pages free, before %d", now, free)
-	}
-	if err := m.Write(HugePageSize-4, bytes.Repeat([]byte{7}, 8)); err != nil {
-		t.Fatal(err)
-	}
-	if err := m.Discard(PageSize, HugePageSize); err != nil {
-		t.Fatal(err)
-	}
-	if v, err := m.Uint64(HugePageSize - 4); v != 0 || err != nil {
-		t.Errorf("discarded bytes read %#x, %v", v, err)
-	}
-	if _, err := m.AddRegion(HighBase, PageSize); err == nil {
-		t.Error("a small page was added to huge ones")
-	}
-	if _, err := m.AddRegion(HighBase, HugePageSize); err != nil {
-		t.Error(err)
-	}
-}
-
-func freeHugePages(t *testing.T) uint64 {
-	t.Helper()
-	text, err := os.ReadFile("/sys/kernel/mm/hugepages/hugepages-2048kB/free_hugepages")
-	if errors.Is(err, os.ErrNotExist) {
-		t.Skip("this kernel has no 2 MiB huge pages")
-	}
-	if err != nil {
-		t.Fatal(err)
-	}
-	n, err := strconv.ParseUint(strings.TrimSpace(string(text)), 10, 64)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return n
+// bothBackings runs f with a memfd and with anonymous memory.
+func bothBackings(t *testing.T, f func(t *testing.T, anonymous bool)) {
+	t.Run("memfd", func(t *testing.T) { f(t, false) })
+	t.Run("anonymous", func(t *testing.T) { f(t, true) })
 }
 
 // use is what guest memory takes of this process.
@@ -177,7 +124,11 @@ func usage(t testing.TB) (u use) {
 // 1, 2, and 4.
 func small(t testing.TB) *Memory {
 	t.Helper()
-	m := newMemory(t, 2*PageSize)
+	return addSmall(t, newMemory(t, 2*PageSize))
+}
+
+func addSmall(t testing.TB, m *Memory) *Memory {
+	t.Helper()
 	for _, page := range []uint64{4, 2} {
 		if _, err := m.AddRegion(page*PageSize, PageSize); err != nil {
 			t.Fatal(err)
@@ -313,101 +264,8 @@ func TestTyped(t *testing.T) {
 	}
 }
 
-func TestSparse(t *testing.T) {
-	m := newMemory(t, 256<<30)
-	last := uint64(HighBase + 253<<30 - PageSize)
-	for i, gpa := range []uint64{0, LowEnd - PageSize, HighBase, last} {
-		if err := m.PutUint64(gpa, uint64(i)+1); err != nil {
-			t.Fatal(err)
-		}
-	}
-	if err := m.StartDirty(); err != nil {
-		t.Fatal(err)
-	}
-	if err := m.PutUint64(last+PageSize-8, 5); err != nil {
-		t.Fatal(err)
-	}
-	var b Bitmap
-	if err := m.CollectDirty(&b); err != nil {
-		t.Fatal(err)
-	}
-	if b.Count() != 1 || !b.Test(last) {
-		t.Errorf("%d dirty pages", b.Count())
-	}
-	if err := m.Discard(HighBase, 253<<30); err != nil {
-		t.Fatal(err)
-	}
-	if v, err := m.Uint64(last); v != 0 || err != nil {
-		t.Errorf("discarded page reads %d, %v", v, err)
-	}
-	if v, err := m.Uint64(LowEnd - PageSize); v != 2 || err != nil {
-		t.Errorf("low page reads %d, %v", v, err)
-	}
-	if n := blocks(t, m); n > 4*PageSize {
-		t.Errorf("%d bytes of host memory for two pages", n)
-	}
-}
-
+// TestAnonymous is what memory without a memfd has of its own.
 // blocks is the host memory behind m, in bytes.
-func blocks(t *testing.T, m *Memory) int64 {
-	t.Helper()
-	var st unix.Stat_t
-	if err := unix.Fstat(m.Regions()[0].FD, &st); err != nil {
-		t.Fatal(err)
-	}
-	return st.Blocks * 512
-}
-
-func TestDiscard(t *testing.T) {
-	const p = PageSize
-	for _, tt := range []struct{ gpa, n uint64 }{
-		{0, p}, {0, 3 * p}, {1, p}, {1, 2*p - 2}, {p - 1, 2}, {100, 5}, {p, p}, {4 * p, p}, {2*p - 1, p + 1}, {7, 0},
-	} {
-		t.Run(fmt.Sprintf("%#x+%#x", tt.gpa, tt.n), func(t *testing.T) {
-			m := small(t)
-			model := make([]byte, 5*p)
-			for _, r := range m.Regions() {
-				for i := range r.Host {
-					r.Host[i] = byte(i%251 + 1)
-				}
-				copy(model[r.Base:], r.Host)
-			}
-			if err := m.StartDirty(); err != nil {
-				t.Fatal(err)
-			}
-			if err := m.Discard(tt.gpa, tt.n); err != nil {
-				t.Fatal(err)
-			}
-			clear(model[tt.gpa : tt.gpa+tt.n])
-			for _, r := range m.Regions() {
-				if !bytes.Equal(r.Host, model[r.Base:r.End()]) {
-					t.Errorf("region at %#x differs", r.Base)
-				}
-			}
-			var b Bitmap
-			if err := m.CollectDirty(&b); err != nil {
-				t.Fatal(err)
-			}
-			for gpa := uint64(0); gpa < 5*p; gpa += p {
-				if want := tt.n > 0 && gpa+p > tt.gpa && gpa < tt.gpa+tt.n; b.Test(gpa) != want {
-					t.Errorf("page %#x dirty: %v", gpa, !want)
-				}
-			}
-		})
-	}
-	m := newMemory(t, 16*p)
-	if err := m.Write(0, bytes.Repeat([]byte{1}, 16*p)); err != nil {
-		t.Fatal(err)
-	}
-	before := blocks(t, m)
-	if err := m.Discard(0, 16*p); err != nil {
-		t.Fatal(err)
-	}
-	if after := blocks(t, m); before < 16*p || after != 0 {
-		t.Errorf("%d bytes of host memory, %d after the discard", before, after)
-	}
-}
-
 func TestAddRegion(t *testing.T) {
 	m := newMemory(t, 4*PageSize)
 	for _, tt := range []struct{ base, size uint64 }{
@@ -510,7 +368,7 @@ func TestClose(t *testing.T) {
 	_, errAppend := m.AppendSlices(nil, 0, 0)
 	for i, err := range []error{
 		errRead, errSlice, errHold, errAdd, errAppend, m.Read(0, b[:0:0]), m.Write(0, nil), m.PutUint8(0, 1), m.Discard(0, 1),
-		m.StartDirty(), m.CollectDirty(new(Bitmap)), m.AddDirtySource(nil),
+		m.StartDirty(), m.CollectDirty(new(Bitmap)), m.CollectTouched(new(Bitmap)), m.AddDirtySource(nil),
 	} {
 		if !errors.Is(err, ErrClosed) {
 			t.Errorf("call %d on closed memory: %v", i, err)
