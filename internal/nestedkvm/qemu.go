@@ -63,9 +63,9 @@ func startQEMU(ctx context.Context, cfg *Config) (_ *qemu, err error) {
 		"-append", strings.TrimSpace(kernelArgs + " " + cfg.Append),
 		"-chardev", "stdio,id=console,signal=off", "-serial", "chardev:console",
 		"-device", "virtio-serial-pci,id=ports,max_ports=" + fmt.Sprint(numPorts+2),
-		"-drive", "if=none,id=cache,format=raw,readonly=on,file=" + img.cache,
+		"-drive", "if=none,id=cache,format=raw,readonly=on,file=" + optionValue(img.cache),
 		"-device", "virtio-blk-pci,drive=cache,serial=" + cacheSerial,
-		"-drive", "if=none,id=scratch,format=raw,cache=unsafe,discard=unmap,file=" + img.scratch,
+		"-drive", "if=none,id=scratch,format=raw,cache=unsafe,discard=unmap,file=" + optionValue(img.scratch),
 		"-device", "virtio-blk-pci,drive=scratch,serial=" + scratchSerial,
 		"-device", "virtio-rng-pci",
 	}
@@ -75,7 +75,7 @@ func startQEMU(ctx context.Context, cfg *Config) (_ *qemu, err error) {
 			ro = "on"
 		}
 		args = append(args,
-			"-drive", fmt.Sprintf("if=none,id=disk%d,format=raw,discard=unmap,readonly=%s,file=%s", i, ro, strings.ReplaceAll(d.Path, ",", ",,")),
+			"-drive", fmt.Sprintf("if=none,id=disk%d,format=raw,discard=unmap,readonly=%s,file=%s", i, ro, optionValue(d.Path)),
 			"-device", fmt.Sprintf("virtio-blk-pci,drive=disk%d", i))
 	}
 	var theirs []*os.File
@@ -108,6 +108,9 @@ func startQEMU(ctx context.Context, cfg *Config) (_ *qemu, err error) {
 	}
 	return q, nil
 }
+
+// optionValue quotes a value for one of QEMU's comma-separated options.
+func optionValue(s string) string { return strings.ReplaceAll(s, ",", ",,") }
 
 // start starts the process and waits for it on a thread of its own: the
 // parent-death signal follows the thread that forked, so that one must stay.

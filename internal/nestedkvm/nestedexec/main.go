@@ -149,11 +149,11 @@ func (o *options) config() nestedkvm.Config {
 }
 
 func runProgram(ctx context.Context, o *options, args []string) error {
-	// Before the boot, so that a signal during it ends this process as usual.
 	cmd, finish, err := command(o, args)
 	if err != nil {
 		return err
 	}
+	defer finish()
 	var runner interface {
 		Run(context.Context, nestedkvm.Cmd) error
 	}
@@ -164,7 +164,10 @@ func runProgram(ctx context.Context, o *options, args []string) error {
 		if !o.verbose {
 			cfg.Log = &quiet{w: os.Stderr}
 		}
-		h, err := nestedkvm.Start(ctx, cfg)
+		// A signal during the boot must not leave its files behind.
+		bootCtx, booted := signal.NotifyContext(ctx, syscall.SIGINT, syscall.SIGTERM, syscall.SIGQUIT, syscall.SIGHUP)
+		h, err := nestedkvm.Start(bootCtx, cfg)
+		booted()
 		if err != nil {
 			return err
 		}
@@ -181,9 +184,7 @@ func runProgram(ctx context.Context, o *options, args []string) error {
 		}
 	}()
 	cmd.Signals = pass
-	err = runner.Run(ctx, cmd)
-	finish()
-	return err
+	return runner.Run(ctx, cmd)
 }
 
 // quiet drops the line that every start prints.
