@@ -17,6 +17,7 @@ import (
 	"io"
 	"log/slog"
 	"sync"
+	"time"
 
 	"github.com/vmkit-go/vmkit/internal/chip"
 	"github.com/vmkit-go/vmkit/internal/platform"
@@ -36,6 +37,9 @@ const (
 	outputMax = 64 << 10
 	inputStep = 4 << 10 // most that one event at the inbox carries
 )
+
+// closeWait is how long Close waits for Output.
+const closeWait = time.Second
 
 // ErrClosed is wrapped by errors of a closed UART.
 var ErrClosed = errors.New("serial port is closed")
@@ -209,8 +213,9 @@ func (u *UART) Resume() { u.out.setPaused(false) }
 // Flush waits until Output has taken everything sent so far.
 func (u *UART) Flush(ctx context.Context) error { return u.out.flush(ctx) }
 
-// Close stops the UART. It does not wait for Output: Flush first to be sure of
-// the last bytes. An Output that never returns keeps one goroutine.
+// Close stops the UART. It gives Output a moment (closeWait) to take the last
+// bytes, and fails if it does not; Flush before to wait longer. An Output that
+// never returns keeps one goroutine.
 func (u *UART) Close() error {
 	u.mu.Lock()
 	if !u.closed {
@@ -220,5 +225,7 @@ func (u *UART) Close() error {
 	}
 	u.mu.Unlock()
 	u.out.close()
-	return nil
+	ctx, cancel := context.WithTimeout(context.Background(), closeWait)
+	defer cancel()
+	return u.out.flush(ctx)
 }

@@ -348,6 +348,33 @@ func TestSlowOutput(t *testing.T) {
 	}
 }
 
+// TestClose loses nothing that a working output can take, and does not wait
+// for one that is stuck.
+func TestClose(t *testing.T) {
+	var out sink
+	u, err := New(Config{Inbox: inbox.New(), Output: &out})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for range 1000 {
+		chiptest.Out(u, regData, 1, 'z')
+	}
+	if err := errors.Join(u.Close(), u.Close()); err != nil || len(out.String()) != 1000 {
+		t.Errorf("%d bytes of 1000 came out, %v", len(out.String()), err)
+	}
+	chiptest.Out(u, regData, 1, 'z') // too late
+
+	stuck := sink{gate: make(chan struct{})}
+	defer close(stuck.gate)
+	if u, err = New(Config{Inbox: inbox.New(), Output: &stuck}); err != nil {
+		t.Fatal(err)
+	}
+	chiptest.Out(u, regData, 1, 'z')
+	if err := u.Close(); !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("close with a stuck output: %v", err)
+	}
+}
+
 func TestBrokenOutput(t *testing.T) {
 	out := sink{err: io.ErrClosedPipe}
 	u, err := New(Config{Inbox: inbox.New(), Output: &out})
