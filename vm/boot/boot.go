@@ -59,9 +59,9 @@ const (
 	DataSelector = 0x18
 )
 
-// Entry is where and how CPU 0 starts the program; [Entry.State] makes it
-// a CPU state. Every register that
-// it does not name is zero, interrupts are off, and the segments are flat.
+// Entry is where and how CPU 0 starts the program; [Entry.State] makes it a CPU
+// state. Every register that it does not name is zero, interrupts are off, and
+// the segments are flat.
 type Entry struct {
 	Mode Mode
 	RIP  uint64

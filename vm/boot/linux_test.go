@@ -239,7 +239,11 @@ func TestUnpackPlacement(t *testing.T) {
 		"far into the file": makeELF(mib(16), 0, testSegment{base: mib(16), off: mib(25), data: data(4, 14)}),
 	} {
 		t.Run(name, func(t *testing.T) {
-			for how, payload := range map[string][]byte{"LZ4": packLZ4(k), "gzip": packGzip(t, k), "zstd": packZstd(t, k)} {
+			payloads := map[string][]byte{"LZ4": packLZ4(k)}
+			if name == "several" || name == "reversed" {
+				payloads["gzip"], payloads["zstd"] = packGzip(t, k), packZstd(t, k)
+			}
+			for how, payload := range payloads {
 				mem := newMemory(t, 64<<20)
 				if _, err := (Linux{Kernel: bytes.NewReader(makeBzImage(payload))}).Load(mem, acpi.Config{}); err != nil {
 					t.Fatalf("%s: %v", how, err)
