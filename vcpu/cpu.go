@@ -69,6 +69,14 @@ type CPU interface {
 	Close() error
 }
 
+// Attacher is a CPU that runs faster when it knows its thread. Between Attach
+// and Detach, both called by the goroutine that calls Run, that goroutine stays
+// locked to one thread. [Loop] does this.
+type Attacher interface {
+	Attach()
+	Detach()
+}
+
 // Engine makes the CPUs of one machine and owns the interrupt chips between
 // them. Its methods may be called from any goroutine.
 type Engine interface {

@@ -105,6 +105,10 @@ func (l *Loop) Run(ctx context.Context) (Reason, error) {
 		l.mu.Unlock()
 		l.cpu.Kick()
 	})
+	if a, ok := l.cpu.(Attacher); ok {
+		a.Attach()
+		defer a.Detach()
+	}
 	reason, err := l.run()
 	unwatch()
 

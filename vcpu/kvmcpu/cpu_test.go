@@ -183,6 +183,8 @@ func TestNoKickLost(t *testing.T) {
 			go func() {
 				runtime.LockOSThread()
 				defer runtime.UnlockOSThread()
+				m.cpu.Attach()
+				defer m.cpu.Detach()
 				var e vcpu.Exit
 				for !stop.Load() {
 					if err := m.cpu.Run(&e); err != nil {

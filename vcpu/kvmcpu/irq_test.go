@@ -176,6 +176,8 @@ func BenchmarkExit(b *testing.B) {
 	m.start(m.long64(1, []byte{0xe6, 0x80, 0xeb, 0xfc})) // 1: out 0x80, al; jmp 1b
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
+	m.cpu.Attach()
+	defer m.cpu.Detach()
 	var e vcpu.Exit
 	for b.Loop() {
 		if err := m.cpu.Run(&e); err != nil {
