@@ -10,6 +10,22 @@ import (
 
 const guardSize = 64 << 10
 
+// guard maps a guard at an address of this process. It returns 0 if something
+// is there.
+func guard(at uintptr) uintptr {
+	const noReplace = 0x100000 // MAP_FIXED_NOREPLACE
+	got, _, errno := syscall.Syscall6(syscall.SYS_MMAP, at, guardSize, syscall.PROT_NONE,
+		syscall.MAP_PRIVATE|syscall.MAP_ANON|noReplace, ^uintptr(0), 0)
+	if errno != 0 {
+		return 0
+	}
+	if got != at { // a kernel older than 4.17 took it for a hint
+		syscall.Syscall(syscall.SYS_MUNMAP, got, guardSize, 0)
+		return 0
+	}
+	return at
+}
+
 // guardedMemory makes guest memory with pages on both sides that nobody can
 // read or write: an access of this process next to guest memory is then a
 // fault. It returns what takes the guards away again. size is at most 3 GiB, so
@@ -22,26 +38,23 @@ func guardedMemory(size uint64) (m *memory.Memory, unguard func(), err error) {
 		}
 	}()
 	for range 16 {
-		// Reserve a range with room for all three, and make a hole of the
-		// right size in it: the kernel fills the highest hole that fits.
-		at, _, errno := syscall.Syscall6(syscall.SYS_MMAP, 0, uintptr(size)+2*guardSize, syscall.PROT_NONE,
-			syscall.MAP_PRIVATE|syscall.MAP_ANON, ^uintptr(0), 0)
-		if errno != 0 {
-			return nil, nil, errno
-		}
-		syscall.Syscall(syscall.SYS_MUNMAP, at+guardSize, uintptr(size), 0)
 		if m, err = memory.New(memory.Config{Size: size}); err != nil {
 			return nil, nil, err
 		}
-		if uintptr(unsafe.Pointer(unsafe.SliceData(m.Regions()[0].Host))) == at+guardSize {
-			return m, func() {
-				syscall.Syscall(syscall.SYS_MUNMAP, at, guardSize, 0)
-				syscall.Syscall(syscall.SYS_MUNMAP, at+guardSize+uintptr(size), guardSize, 0)
-			}, nil
+		host := uintptr(unsafe.Pointer(unsafe.SliceData(m.Regions()[0].Host)))
+		low, high := guard(host-guardSize), guard(host+uintptr(size))
+		unguard := func() {
+			for _, at := range []uintptr{low, high} {
+				if at != 0 {
+					syscall.Syscall(syscall.SYS_MUNMAP, at, guardSize, 0)
+				}
+			}
 		}
-		syscall.Syscall(syscall.SYS_MUNMAP, at, guardSize, 0)
-		syscall.Syscall(syscall.SYS_MUNMAP, at+guardSize+uintptr(size), guardSize, 0)
-		spare = append(spare, m) // it took another hole: that one is gone now
+		if low != 0 && high != 0 {
+			return m, unguard, nil
+		}
+		unguard()
+		spare = append(spare, m) // something else lies right beside it
 	}
-	return nil, nil, fmt.Errorf("the kernel puts guest memory nowhere near its guard pages")
+	return nil, nil, fmt.Errorf("the kernel leaves no room for guard pages beside guest memory")
 }
