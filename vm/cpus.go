@@ -13,7 +13,11 @@ import (
 func newEngine(mem *memory.Memory, cfg Config, cpuid vcpu.CPUID) (vcpu.Engine, error) {
 	switch cfg.Engine {
 	case "", "kvm":
-		return kvmcpu.New(mem, kvmcpu.Config{CPUs: cfg.CPUs, Model: cfg.Model, CPUID: cpuid})
+		e, err := kvmcpu.New(mem, kvmcpu.Config{CPUs: cfg.CPUs, Model: cfg.Model, CPUID: cpuid})
+		if err != nil {
+			return nil, err // not e: a nil *Engine is no nil Engine
+		}
+		return e, nil
 	}
 	return nil, fmt.Errorf("unknown engine %q: this build has kvm", cfg.Engine)
 }

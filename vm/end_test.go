@@ -1,0 +1,100 @@
+package vm_test
+
+import (
+	"context"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/vmkit-go/vmkit/internal/kvmtest"
+	"github.com/vmkit-go/vmkit/vm"
+)
+
+// out8 and out16 are the code of a port write.
+func out8(port uint16, v byte) []byte {
+	return []byte{0x66, 0xba, byte(port), byte(port >> 8), 0xb0, v, 0xee}
+}
+
+func out16(port, v uint16) []byte {
+	return []byte{0x66, 0xba, byte(port), byte(port >> 8), 0x66, 0xb8, byte(v), byte(v >> 8), 0x66, 0xef}
+}
+
+// spin is a jump to itself.
+var spin = []byte{0xeb, 0xfe}
+
+// Every way in which a guest can end is told apart.
+func TestEnds(t *testing.T) {
+	kvmtest.NeedNative(t, kvmtest.Open(t))
+	for _, tt := range []struct {
+		name string
+		code []byte
+		want error
+	}{
+		{"power-off", out16(0x604, 1<<13|5<<10), nil},
+		{"reset register", out8(0x610, 1), vm.ErrReset},
+		{"keyboard controller", out8(0x64, 0xfe), vm.ErrReset},
+		{"panic", out8(0x505, 1), vm.ErrCrash},
+		{"triple fault", []byte{0x0f, 0x0b}, vm.ErrTripleFault}, // ud2 without an IDT
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			m, err := vm.New(vm.Config{Memory: 16 << 20, Boot: flat{code: append(tt.code, spin...)}})
+			require.NoError(t, err)
+			defer m.Close()
+			err = m.Run(t.Context())
+			if tt.want == nil {
+				require.NoError(t, err)
+			} else {
+				require.ErrorIs(t, err, tt.want)
+			}
+			require.ErrorContains(t, m.Run(t.Context()), "has ended")
+			require.NoError(t, m.Close())
+			require.ErrorIs(t, m.Run(t.Context()), vm.ErrClosed)
+		})
+	}
+}
+
+// A run that its context ends leaves the machine paused, and it can go on.
+func TestRunAgain(t *testing.T) {
+	kvmtest.NeedNative(t, kvmtest.Open(t))
+	// 1: inc qword [0x9000]; cmp byte [0x9008], 0; je 1b; power off
+	code := []byte{
+		0x48, 0xff, 0x04, 0x25, 0x00, 0x90, 0, 0,
+		0x80, 0x3c, 0x25, 0x08, 0x90, 0, 0, 0,
+		0x74, 0xee,
+	}
+	m, err := vm.New(vm.Config{CPUs: 2, Memory: 16 << 20, Boot: flat{code: append(code, out16(0x604, 1<<13|5<<10)...)}})
+	require.NoError(t, err)
+	defer m.Close()
+	counter := func() uint64 {
+		v, err := m.Memory().Uint64(0x9000)
+		require.NoError(t, err)
+		return v
+	}
+	require.ErrorContains(t, m.Resume(), "call Run")
+	last := uint64(0)
+	for range 3 {
+		ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
+		require.ErrorIs(t, m.Run(ctx), context.DeadlineExceeded)
+		cancel()
+		now := counter()
+		require.Greater(t, now, last)
+		time.Sleep(5 * time.Millisecond)
+		require.Equal(t, now, counter(), "a paused CPU ran")
+		last = now
+	}
+	done := make(chan error, 1)
+	go func() { done <- m.Run(t.Context()) }()
+	for m.Resume() != nil { // until Run has begun
+		time.Sleep(time.Millisecond)
+	}
+	for range 20 {
+		require.NoError(t, m.Pause())
+		now := counter()
+		time.Sleep(time.Millisecond)
+		require.Equal(t, now, counter(), "a paused CPU ran")
+		require.NoError(t, m.Resume())
+	}
+	require.NoError(t, m.Memory().PutUint8(0x9008, 1))
+	require.NoError(t, <-done)
+}
