@@ -189,7 +189,8 @@ func build(cfg Config, cpuid vcpu.CPUID) (_ *Machine, err error) {
 		return nil, err
 	}
 	m.cfg, m.log = cfg, cfg.Log
-	m.mem, err = memory.New(memory.Config{Size: cfg.Memory, HugePages: cfg.HugePages})
+	// Anonymous, since only that gets transparent huge pages by default.
+	m.mem, err = memory.New(memory.Config{Size: cfg.Memory, HugePages: cfg.HugePages, Anonymous: true})
 	if err != nil {
 		return nil, err
 	}

@@ -9,8 +9,6 @@ import (
 	"os"
 	"path/filepath"
 
-	"golang.org/x/sys/unix"
-
 	"github.com/vmkit-go/vmkit/memory"
 	"github.com/vmkit-go/vmkit/vcpu"
 	"github.com/vmkit-go/vmkit/vm/device"
@@ -134,10 +132,8 @@ func (m *Machine) save(w io.Writer) error {
 			return fmt.Errorf("%s: %w", p.name, err)
 		}
 	}
-	for _, r := range m.mem.Regions() {
-		if err := savePages(rw, r); err != nil {
-			return fmt.Errorf("memory at %#x: %w", r.Base, err)
-		}
+	if err := savePages(rw, m.mem); err != nil {
+		return fmt.Errorf("memory: %w", err)
 	}
 	return rw.end()
 }
@@ -150,42 +146,49 @@ func writeSection(rw *recordWriter, name string, version int, v any) error {
 	return rw.json(recSection, savedSection{name, s})
 }
 
-// savePages writes the pages of r that were ever touched and are not all
-// zero. Holes of the backing file are skipped unread: reading them would
-// allocate them.
-func savePages(rw *recordWriter, r memory.Region) error {
+// savePages writes the pages of mem that were ever touched and are not all
+// zero. The others are skipped unread: reading them would allocate them.
+func savePages(rw *recordWriter, mem *memory.Memory) error {
+	var (
+		touched memory.Bitmap
+		host    [][]byte
+	)
+	if err := mem.CollectTouched(&touched); err != nil {
+		return err
+	}
+	for gpa, n := range touched.Runs() {
+		var err error
+		if host, err = mem.AppendSlices(host[:0], gpa, n); err != nil {
+			return err
+		}
+		for _, p := range host {
+			if err := saveRun(rw, gpa, p); err != nil {
+				return fmt.Errorf("at %#x: %w", gpa, err)
+			}
+			gpa += uint64(len(p))
+		}
+	}
+	return nil
+}
+
+// saveRun writes the pages of p, which lie at base, that are not all zero.
+func saveRun(rw *recordWriter, base uint64, p []byte) error {
 	const chunk = maxPageRecord - 8
 	var gpa [8]byte
-	end := r.Offset + int64(r.Size)
-	for off := r.Offset; off < end; {
-		data, err := unix.Seek(r.FD, off, unix.SEEK_DATA)
-		if errors.Is(err, unix.ENXIO) || err == nil && data >= end {
-			return nil
+	for at := 0; at < len(p); {
+		n := 0
+		for n < chunk && at+n < len(p) && !allZero(p[at+n:at+n+memory.PageSize]) {
+			n += memory.PageSize
 		}
-		if err != nil {
-			return fmt.Errorf("find data: %w", err)
+		if n == 0 {
+			at += memory.PageSize
+			continue
 		}
-		hole, err := unix.Seek(r.FD, data, unix.SEEK_HOLE)
-		if err != nil {
-			return fmt.Errorf("find hole: %w", err)
+		binary.LittleEndian.PutUint64(gpa[:], base+uint64(at))
+		if err := rw.write(recPages, gpa[:], p[at:at+n]); err != nil {
+			return err
 		}
-		hole = min(hole, end)
-		for at := data - r.Offset; at < hole-r.Offset; {
-			if allZero(r.Host[at : at+memory.PageSize]) {
-				at += memory.PageSize
-				continue
-			}
-			n := int64(memory.PageSize)
-			for n < chunk && at+n < hole-r.Offset && !allZero(r.Host[at+n:at+n+memory.PageSize]) {
-				n += memory.PageSize
-			}
-			binary.LittleEndian.PutUint64(gpa[:], r.Base+uint64(at))
-			if err := rw.write(recPages, gpa[:], r.Host[at:at+n]); err != nil {
-				return err
-			}
-			at += n
-		}
-		off = hole
+		at += n
 	}
 	return nil
 }
