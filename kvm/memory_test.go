@@ -136,7 +136,7 @@ func TestDirtyLogManualProtect(t *testing.T) {
 }
 
 func TestDirtyRing(t *testing.T) {
-	const entries = 1024
+	const entries = 256
 	g := newGuest(t, func(vm *kvm.VM) {
 		for _, n := range []int{-1, 0, 3, 1000} {
 			if err := vm.EnableDirtyRing(n); !errors.Is(err, kvm.ErrInvalid) {
@@ -171,7 +171,7 @@ func TestDirtyRing(t *testing.T) {
 		}
 	}
 	native := kvmtest.Native(t, g.sys)
-	for range 2 * entries { // round the ring several times
+	for range entries { // twice round the ring
 		g.run(kvm.ExitIO)
 		if pages := harvest(); len(pages) != 2 || pages[0] != 5 || pages[1] != 200 {
 			t.Fatalf("pages %v in the ring", pages)

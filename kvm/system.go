@@ -17,6 +17,7 @@ const APIVersion = 12
 type System struct {
 	h        handle
 	mmapSize int
+	probes   probes
 }
 
 // Open opens /dev/kvm. Its errors wrap fs.ErrNotExist and fs.ErrPermission
