@@ -1,0 +1,239 @@
+package main
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"slices"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/vmkit-go/vmkit/netdev"
+	"github.com/vmkit-go/vmkit/vm"
+	"github.com/vmkit-go/vmkit/vm/boot"
+	"github.com/vmkit-go/vmkit/vm/virtio"
+)
+
+const (
+	tapName = "bench0"
+	memory  = 512 << 20
+	cmdline = "console=ttyS0 panic=-1 quiet"
+	// patience bounds one guest's boot and measurements on a busy host.
+	patience = 10 * time.Minute
+)
+
+// figures are what is measured, with their units.
+var figures = []struct{ name, title, unit string }{
+	{"rr", "request-response", "1/s"},
+	{"tx", "stream from the guest", "MB/s"},
+	{"rx", "stream to the guest", "MB/s"},
+}
+
+// inside measures each machine in turn, over and over.
+func inside(ctx context.Context, o options) error {
+	if err := makeTap(o.queues); err != nil {
+		return fmt.Errorf("tap %s: %w", tapName, err)
+	}
+	server := exec.CommandContext(ctx, o.peer, "server", "10.0.0.1")
+	server.Stderr = os.Stderr
+	if err := server.Start(); err != nil {
+		return err
+	}
+	defer func() {
+		_ = server.Process.Kill()
+		_ = server.Wait()
+	}()
+	names := []string{"vmkit-pci", "qemu-pci", "vmkit-mmio", "qemu-mmio"}
+	if o.only != "" {
+		names = strings.Split(o.only, ",")
+	}
+	results := map[string]map[string][]float64{}
+	for round := range o.rounds {
+		for _, name := range names {
+			got, err := measure(ctx, o, name)
+			if err != nil {
+				return fmt.Errorf("%s: %w", name, err)
+			}
+			fmt.Printf("round %d %-10s", round+1, name)
+			for _, f := range figures {
+				if results[name] == nil {
+					results[name] = map[string][]float64{}
+				}
+				results[name][f.name] = append(results[name][f.name], got[f.name])
+				fmt.Printf("  %s %9.1f %s", f.name, got[f.name], f.unit)
+			}
+			fmt.Println()
+		}
+	}
+	fmt.Printf("\n%-24s", "median of runs")
+	for _, n := range names {
+		fmt.Printf("%12s", n)
+	}
+	fmt.Println()
+	for _, f := range figures {
+		fmt.Printf("%-24s", f.title+", "+f.unit)
+		for _, n := range names {
+			fmt.Printf("%12.1f", median(results[n][f.name]))
+		}
+		fmt.Println()
+	}
+	for _, f := range figures {
+		for _, n := range names {
+			fmt.Printf("bench net-%s-%s %.1f %s\n", f.name, n, median(results[n][f.name]), f.unit)
+		}
+		if a, b := results["vmkit-pci"], results["qemu-pci"]; a != nil && b != nil {
+			fmt.Printf("bench net-%s-ratio %.2f x\n", f.name, median(a[f.name])/median(b[f.name]))
+		}
+	}
+	return nil
+}
+
+func median(v []float64) float64 {
+	s := slices.Sorted(slices.Values(v))
+	if len(s) == 0 {
+		return 0
+	}
+	return (s[(len(s)-1)/2] + s[len(s)/2]) / 2
+}
+
+// makeTap makes the tap that all machines use, one after the other.
+func makeTap(queues int) error {
+	fd, err := unix.Open("/dev/net/tun", unix.O_RDWR|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(fd)
+	ifr, err := unix.NewIfreq(tapName)
+	if err != nil {
+		return err
+	}
+	flags := uint16(unix.IFF_TAP | unix.IFF_NO_PI | unix.IFF_VNET_HDR)
+	if queues > 1 {
+		flags |= unix.IFF_MULTI_QUEUE
+	}
+	ifr.SetUint16(flags)
+	if err := unix.IoctlIfreq(fd, unix.TUNSETIFF, ifr); err != nil {
+		return err
+	}
+	if err := unix.IoctlSetInt(fd, unix.TUNSETPERSIST, 1); err != nil {
+		return err
+	}
+	for _, args := range [][]string{{"addr", "add", "10.0.0.1/24", "dev", tapName}, {"link", "set", tapName, "up"}} {
+		if out, err := exec.Command("ip", args...).CombinedOutput(); err != nil {
+			return fmt.Errorf("ip %s: %w: %s", strings.Join(args, " "), err, out)
+		}
+	}
+	return nil
+}
+
+// command is the program that runs one machine.
+func command(ctx context.Context, o options, name string) (*exec.Cmd, error) {
+	vmm, transport, _ := strings.Cut(name, "-")
+	if vmm == "vmkit" {
+		self, err := os.Executable()
+		return exec.CommandContext(ctx, self, "-vmm", transport, "-kernel", o.kernel, "-initrd", o.initrd,
+			"-queues", fmt.Sprint(o.queues), "-cpus", fmt.Sprint(o.cpus)), err
+	}
+	pcie, dev := "off", "virtio-net-device"
+	if transport == "pci" {
+		pcie, dev = "on", "virtio-net-pci-non-transitional"
+	}
+	netdev := "tap,id=n,script=no,downscript=no,vhost=off,ifname=" + tapName
+	device := dev + ",netdev=n,mac=52:54:00:12:34:56"
+	if o.queues > 1 {
+		netdev += fmt.Sprintf(",queues=%d", o.queues)
+		device += ",mq=on"
+		if transport == "pci" {
+			device += fmt.Sprintf(",vectors=%d", 2*o.queues+2)
+		}
+	}
+	return exec.CommandContext(ctx, "qemu-system-x86_64", "-nodefaults", "-no-user-config", "-display", "none",
+		"-M", "microvm,acpi=on,pit=off,pic=off,rtc=off,pcie="+pcie, "-accel", "kvm", "-cpu", "host",
+		"-m", fmt.Sprint(memory>>20), "-smp", fmt.Sprint(o.cpus), "-serial", "stdio", "-no-reboot",
+		"-kernel", o.kernel, "-initrd", o.initrd, "-append", cmdline, "-netdev", netdev, "-device", device), nil
+}
+
+// measure boots one machine and reads its figures off its console.
+func measure(ctx context.Context, o options, name string) (map[string]float64, error) {
+	ctx, cancel := context.WithTimeout(ctx, patience)
+	defer cancel()
+	cmd, err := command(ctx, o, name)
+	if err != nil {
+		return nil, err
+	}
+	cmd.Stderr = os.Stderr
+	cmd.WaitDelay = 10 * time.Second
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		return nil, err
+	}
+	if err := cmd.Start(); err != nil {
+		return nil, err
+	}
+	got := map[string]float64{}
+	done := false
+	var said strings.Builder
+	lines := bufio.NewScanner(out)
+	for !done && lines.Scan() {
+		line := strings.TrimSpace(lines.Text())
+		if o.verbose {
+			fmt.Println(line)
+		}
+		fmt.Fprintln(&said, line)
+		var what string
+		var v float64
+		if n, _ := fmt.Sscanf(line, "result %s %g", &what, &v); n == 2 {
+			got[what] = v
+			done = what == "done" || what == "failed"
+		}
+	}
+	cancel()
+	go io.Copy(io.Discard, out)
+	err = cmd.Wait()
+	if _, ok := got["done"]; !ok {
+		return nil, errors.Join(fmt.Errorf("the guest did not finish; it said:\n%s", &said), err)
+	}
+	return got, nil
+}
+
+// machine runs vmkit's machine until it is killed.
+func machine(ctx context.Context, o options) error {
+	kernel, err := os.Open(o.kernel)
+	if err != nil {
+		return err
+	}
+	defer kernel.Close()
+	initrd, err := os.Open(o.initrd)
+	if err != nil {
+		return err
+	}
+	defer initrd.Close()
+	tap, err := netdev.OpenTap(netdev.TapConfig{Name: tapName, Queues: o.queues})
+	if err != nil {
+		return err
+	}
+	dev, err := netdev.NewDevice(tap, netdev.Config{})
+	if err != nil {
+		return errors.Join(err, tap.Close())
+	}
+	transport := vm.PCI
+	if o.vmm == "mmio" {
+		transport = vm.MMIO
+	}
+	m, err := vm.New(vm.Config{
+		CPUs: o.cpus, Memory: memory, Transport: transport,
+		Boot:    boot.Linux{Kernel: kernel, Initrd: initrd, Cmdline: cmdline},
+		Serial:  vm.Serial{Out: os.Stdout},
+		Devices: []virtio.Device{dev},
+	})
+	if err != nil {
+		return err
+	}
+	return errors.Join(m.Run(ctx), m.Close())
+}

@@ -1,0 +1,148 @@
+// Command netbench measures virtio-net over a tap against QEMU's, with the same
+// kernel, initramfs and tap, in alternating runs inside one nested host: TCP
+// request-response, and TCP streams both ways.
+//
+//	go run ./internal/netbench -rounds 5
+//
+// The last lines are one per figure: bench NAME VALUE UNIT.
+package main
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"os"
+	"os/exec"
+	"os/signal"
+	"path/filepath"
+	"strings"
+
+	"github.com/vmkit-go/vmkit/internal/debian"
+	"github.com/vmkit-go/vmkit/internal/guest"
+	"github.com/vmkit-go/vmkit/internal/nestedkvm"
+	"github.com/vmkit-go/vmkit/internal/nestedkvm/agent"
+)
+
+// options are the benchmark's flags, the same outside and inside.
+type options struct {
+	rounds  int
+	seconds float64
+	queues  int
+	cpus    int
+	only    string
+	kernel  string
+	initrd  string
+	peer    string
+	inside  bool
+	vmm     string // vmkit's transport: run the machine
+	verbose bool
+}
+
+const initScript = `#!/bin/busybox sh
+export PATH=/bin
+mount -t proc proc /proc; mount -t sysfs sysfs /sys; mount -t devtmpfs dev /dev
+exec </dev/ttyS0 >/dev/ttyS0 2>&1
+while read -r m; do insmod "/vmkit/$m"; done </vmkit/modules
+until [ -e /sys/class/net/eth0 ]; do usleep 1000; done
+ip addr add 10.0.0.2/24 dev eth0; ip link set eth0 up
+/bin/peer client 10.0.0.1 $seconds || echo "result failed $?"
+while :; do sleep 60; done
+`
+
+func main() {
+	agent.Main()
+	var o options
+	flag.IntVar(&o.rounds, "rounds", 5, "how often each machine is measured")
+	flag.Float64Var(&o.seconds, "seconds", 2, "how long each measurement takes")
+	flag.IntVar(&o.queues, "queues", 1, "queue pairs")
+	flag.IntVar(&o.cpus, "cpus", 1, "CPUs of the guest")
+	flag.StringVar(&o.only, "only", "", "measure only this machine: vmkit-pci, vmkit-mmio, qemu-pci or qemu-mmio")
+	flag.BoolVar(&o.verbose, "v", false, "print what the guests say")
+	flag.StringVar(&o.kernel, "kernel", "", "used inside the nested host")
+	flag.StringVar(&o.initrd, "initrd", "", "used inside the nested host")
+	flag.StringVar(&o.peer, "peer", "", "used inside the nested host")
+	flag.BoolVar(&o.inside, "inside", false, "used inside the nested host")
+	flag.StringVar(&o.vmm, "vmm", "", "used inside the nested host")
+	flag.Parse()
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
+	defer stop()
+	run := outside
+	switch {
+	case o.vmm != "":
+		run = machine
+	case o.inside:
+		run = inside
+	}
+	if err := run(ctx, o); err != nil {
+		fmt.Fprintln(os.Stderr, "netbench:", err)
+		os.Exit(1)
+	}
+}
+
+// outside prepares the guest and runs this program in a nested host.
+func outside(ctx context.Context, o options) (err error) {
+	dir, err := os.MkdirTemp("", "netbench")
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
+	o.peer = filepath.Join(dir, "peer")
+	build := exec.CommandContext(ctx, "go", "build", "-o", o.peer, "github.com/vmkit-go/vmkit/internal/netbench/peer")
+	build.Env = append(os.Environ(), "CGO_ENABLED=0")
+	build.Stderr = os.Stderr
+	if err := build.Run(); err != nil {
+		return fmt.Errorf("build the guest's program: %w", err)
+	}
+	k, err := debian.FetchKernel(ctx, os.Stderr)
+	if err != nil {
+		return err
+	}
+	peer, err := os.ReadFile(o.peer)
+	if err != nil {
+		return err
+	}
+	initrd, err := guest.Initramfs(ctx, guest.Config{
+		Kernel:  k,
+		Modules: []string{"virtio_pci", "virtio_mmio", "virtio_net"},
+		Files: map[string]guest.File{
+			"init":     {Mode: 0o755, Data: []byte(strings.ReplaceAll(initScript, "$seconds", fmt.Sprint(o.seconds)))},
+			"bin/peer": {Mode: 0o755, Data: peer},
+		},
+		Log: os.Stderr,
+	})
+	if err != nil {
+		return err
+	}
+	o.initrd = filepath.Join(dir, "initrd")
+	if err := os.WriteFile(o.initrd, initrd, 0o644); err != nil {
+		return err
+	}
+	h, err := nestedkvm.Start(ctx, nestedkvm.Config{QEMU: true, Log: os.Stderr})
+	if err != nil {
+		return err
+	}
+	defer h.Close()
+	self, err := os.Executable()
+	if err != nil {
+		return err
+	}
+	args := []string{
+		"-inside", "-rounds", fmt.Sprint(o.rounds), "-seconds", fmt.Sprint(o.seconds), "-only", o.only,
+		"-queues", fmt.Sprint(o.queues), "-cpus", fmt.Sprint(o.cpus),
+		"-kernel", "/bench/kernel", "-initrd", "/bench/initrd", "-peer", "/bench/peer",
+	}
+	if o.verbose {
+		args = append(args, "-v")
+	}
+	return h.Run(ctx, nestedkvm.Cmd{
+		Path: "/bench/netbench", Args: args,
+		Files: []nestedkvm.File{
+			{Path: self, Name: "/bench/netbench", Libraries: true},
+			{Path: o.peer, Name: "/bench/peer"},
+			{Path: k.Image, Name: "/bench/kernel"},
+			{Path: o.initrd, Name: "/bench/initrd"},
+		},
+		Stdout: os.Stdout, Stderr: os.Stderr,
+	})
+}
