@@ -23,18 +23,21 @@ func (h *tapHalf) iovec(f *Frame) int {
 	return n
 }
 
+// Reads and writes do not block and are over sooner than the runtime's
+// scheduler could make use of the thread, so it is not told of them.
+
 // readv reads one frame with its header, and returns how many bytes there were
 // and the room for the frame.
 func (q *tapQueue) readv(h *tapHalf, f *Frame) (n, room int, errno unix.Errno) {
 	room = h.iovec(f)
-	r, _, errno := unix.Syscall(unix.SYS_READV, uintptr(q.fd), uintptr(unsafe.Pointer(unsafe.SliceData(h.iov))), uintptr(len(h.iov)))
+	r, _, errno := unix.RawSyscall(unix.SYS_READV, uintptr(q.fd), uintptr(unsafe.Pointer(unsafe.SliceData(h.iov))), uintptr(len(h.iov)))
 	return int(r), room, errno
 }
 
 // writev writes one frame with its header.
 func (q *tapQueue) writev(h *tapHalf, f *Frame) unix.Errno {
 	h.iovec(f)
-	_, _, errno := unix.Syscall(unix.SYS_WRITEV, uintptr(q.fd), uintptr(unsafe.Pointer(unsafe.SliceData(h.iov))), uintptr(len(h.iov)))
+	_, _, errno := unix.RawSyscall(unix.SYS_WRITEV, uintptr(q.fd), uintptr(unsafe.Pointer(unsafe.SliceData(h.iov))), uintptr(len(h.iov)))
 	return errno
 }
 

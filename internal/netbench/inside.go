@@ -60,7 +60,7 @@ func inside(ctx context.Context, o options) error {
 			if err != nil {
 				return fmt.Errorf("%s: %w", name, err)
 			}
-			fmt.Printf("round %d %-10s", round+1, name)
+			fmt.Printf("round %d %-14s", round+1, name)
 			for _, f := range figures {
 				if results[name] == nil {
 					results[name] = map[string][]float64{}
@@ -73,13 +73,13 @@ func inside(ctx context.Context, o options) error {
 	}
 	fmt.Printf("\n%-24s", "median of runs")
 	for _, n := range names {
-		fmt.Printf("%12s", n)
+		fmt.Printf("%14s", n)
 	}
 	fmt.Println()
 	for _, f := range figures {
 		fmt.Printf("%-24s", f.title+", "+f.unit)
 		for _, n := range names {
-			fmt.Printf("%12.1f", median(results[n][f.name]))
+			fmt.Printf("%14.1f", median(results[n][f.name]))
 		}
 		fmt.Println()
 	}
@@ -135,10 +135,15 @@ func makeTap(queues int) error {
 // command is the program that runs one machine.
 func command(ctx context.Context, o options, name string) (*exec.Cmd, error) {
 	vmm, transport, _ := strings.Cut(name, "-")
+	transport, procs, _ := strings.Cut(transport, "@")
 	if vmm == "vmkit" {
 		self, err := os.Executable()
-		return exec.CommandContext(ctx, self, "-vmm", transport, "-kernel", o.kernel, "-initrd", o.initrd,
-			"-queues", fmt.Sprint(o.queues), "-cpus", fmt.Sprint(o.cpus)), err
+		cmd := exec.CommandContext(ctx, self, "-vmm", transport, "-kernel", o.kernel, "-initrd", o.initrd,
+			"-queues", fmt.Sprint(o.queues), "-cpus", fmt.Sprint(o.cpus))
+		if procs != "" {
+			cmd.Env = append(os.Environ(), "GOMAXPROCS="+procs)
+		}
+		return cmd, err
 	}
 	pcie, dev := "off", "virtio-net-device"
 	if transport == "pci" {

@@ -57,7 +57,7 @@ func main() {
 	flag.Float64Var(&o.seconds, "seconds", 2, "how long each measurement takes")
 	flag.IntVar(&o.queues, "queues", 1, "queue pairs")
 	flag.IntVar(&o.cpus, "cpus", 1, "CPUs of the guest")
-	flag.StringVar(&o.only, "only", "", "measure only this machine: vmkit-pci, vmkit-mmio, qemu-pci or qemu-mmio")
+	flag.StringVar(&o.only, "only", "", "measure only these machines: vmkit-pci, vmkit-mmio, qemu-pci, qemu-mmio, and vmkit-pci@N with GOMAXPROCS=N")
 	flag.BoolVar(&o.verbose, "v", false, "print what the guests say")
 	flag.StringVar(&o.kernel, "kernel", "", "used inside the nested host")
 	flag.StringVar(&o.initrd, "initrd", "", "used inside the nested host")
