@@ -193,7 +193,7 @@ func TestConsolePorts(t *testing.T) {
 		g.control(0, 3, 1) // PORT_READY
 		g.expect(0, 4, 1, "")
 		g.expect(0, 6, 1, "")
-		g.expect(0, 5, 1, "\x19\x00\x50\x00")
+		g.expect(0, 5, 1, "\x50\x00\x19\x00")
 		g.control(1, 3, 1)
 		g.expect(1, 7, 1, "control")
 		g.expect(1, 6, 1, "")

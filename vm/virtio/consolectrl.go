@@ -150,11 +150,12 @@ func (d *Console) control(p *consolePort, bit uint8) []byte {
 			value = 0
 		}
 	case sendResize:
-		// The standard puts cols first; Linux has always read rows first,
-		// and other devices follow Linux.
+		// Linux took the two the other way round until the fix "virtio_console:
+		// fix order of fields cols and rows" of 2025, which is in its stable
+		// releases.
 		event = consoleResize
-		msg = le.AppendUint16(msg, d.rows)
 		msg = le.AppendUint16(msg, d.cols)
+		msg = le.AppendUint16(msg, d.rows)
 	}
 	le.PutUint16(msg[4:], event)
 	le.PutUint16(msg[6:], value)
