@@ -50,6 +50,10 @@ func TestDebianKernel(t *testing.T) {
 			t.Errorf("lz4 unpacks something else: %v", err)
 		}
 	}
+	var written bytes.Buffer
+	if err := WriteVmlinux(&written, bytes.NewReader(image)); err != nil || !bytes.Equal(written.Bytes(), vmlinux) {
+		t.Errorf("WriteVmlinux writes something else: %v", err)
+	}
 
 	repack := func(payload []byte) []byte {
 		out := append(bytes.Clone(image[:b.payload.off]), payload...)
