@@ -102,6 +102,21 @@ func TestLine(t *testing.T) {
 	}
 }
 
+// TestInterruptAllocs holds interrupts, which a block request ends with, to
+// zero allocations.
+func TestInterruptAllocs(t *testing.T) {
+	m := newMachine(t, 1<<20, Config{})
+	m.start(interruptGuest(m))
+	line := m.eng.Line(5)
+	if n := testing.AllocsPerRun(100, func() {
+		if m.eng.Signal(msiAddress, 0x40) != nil || line.Set(true) != nil || line.Set(false) != nil {
+			t.Fatal("failed")
+		}
+	}); n != 0 {
+		t.Errorf("%v allocations", n)
+	}
+}
+
 func TestDoorbell(t *testing.T) {
 	m := newMachine(t, 4<<20, Config{})
 	m.start(m.long64(4, []byte{
