@@ -88,6 +88,8 @@ type guest struct {
 	conf   atomic.Int32
 	next   uint64 // guest address of the next buffer
 	bufs   map[int]map[uint16]virtiotest.Buf
+	// interrupt, if not nil, is called for each interrupt of a queue.
+	interrupt func(q int)
 }
 
 func newGuest(t testing.TB, ep Endpoint, cfg Config, direct bool) *guest {
@@ -130,7 +132,12 @@ func (g *guest) queue(i int, features uint64, next uint16) *virtio.Queue {
 	r := g.rings[i]
 	q, err := virtio.NewQueue(virtio.QueueConfig{
 		Memory: g.mem, Index: i, Size: r.Size, Desc: r.Desc, Avail: r.Avail, Used: r.Used,
-		Features: features, Next: next, Interrupt: func() { g.irqs[i].Add(1) },
+		Features: features, Next: next, Interrupt: func() {
+			g.irqs[i].Add(1)
+			if g.interrupt != nil {
+				g.interrupt(i)
+			}
+		},
 		Broken: func(err error) { g.t.Logf("queue broken: %v", err) },
 	})
 	require.NoError(g.t, err)

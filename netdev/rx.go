@@ -66,7 +66,7 @@ type receiver struct {
 
 	frame [1]Frame
 	spill []byte // what does not fit the chains; or the whole frame
-	last  int    // length of the last frame
+	last  int    // length of recent frames
 }
 
 func (r *receiver) activate(features uint64, q *virtio.Queue) {
@@ -191,13 +191,14 @@ func (r *receiver) rest() {
 	}
 }
 
-// want is the room that the next frame shall have.
+// want is the room that the next frame shall have: reading into few buffers is
+// quicker, but what they do not hold is copied.
 func (r *receiver) want() int {
 	return min(max(4*r.last, minRoom), HeaderLen+MaxFrame)
 }
 
-// fill takes chains from the queue until there is room for a frame like the
-// last one, and reports whether there is any room and no backlog.
+// fill takes chains from the queue until there is room for a frame like recent
+// ones, and reports whether there is any room and no backlog.
 func (r *receiver) fill() bool {
 	want := 1
 	if r.mergeable {
@@ -262,7 +263,7 @@ func (r *receiver) receive(wait bool) (bool, error) {
 	if n == 0 || err != nil {
 		return false, err
 	}
-	r.last = f.Len
+	r.last = max(f.Len, r.last-r.last/8)
 	if !r.admit(f, dstOf(f)) {
 		return true, nil
 	}

@@ -8,6 +8,7 @@ import (
 	"io"
 	"os"
 	"os/exec"
+	"runtime"
 	"slices"
 	"strings"
 	"time"
@@ -140,9 +141,12 @@ func command(ctx context.Context, o options, name string) (*exec.Cmd, error) {
 		self, err := os.Executable()
 		cmd := exec.CommandContext(ctx, self, "-vmm", transport, "-kernel", o.kernel, "-initrd", o.initrd,
 			"-queues", fmt.Sprint(o.queues), "-cpus", fmt.Sprint(o.cpus))
-		if procs != "" {
-			cmd.Env = append(os.Environ(), "GOMAXPROCS="+procs)
+		if procs == "" {
+			// CPUs and doorbells are threads that block in the kernel, and
+			// the runtime notices late that they do not need a P.
+			procs = fmt.Sprint(runtime.NumCPU() + o.cpus + 2*o.queues + 1)
 		}
+		cmd.Env = append(os.Environ(), "GOMAXPROCS="+procs)
 		return cmd, err
 	}
 	pcie, dev := "off", "virtio-net-device"
