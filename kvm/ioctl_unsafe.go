@@ -13,14 +13,20 @@ func ioctl(fd int, req, arg uintptr) (int, unix.Errno) {
 }
 
 // ioctlPtr issues o with a pointer to a structure of the kernel's layout, again
-// after EINTR.
+// after EINTR. The structure stays on the caller's stack.
 func ioctlPtr[T any](h *handle, o *op, p *T) (int, error) {
+	return ioctlPointer(h, o, unsafe.Pointer(p))
+}
+
+// ioctlPointer is the part of ioctlPtr that is not generic: of an instance made in
+// another package, by inlining, the compiler would not know that p does not escape.
+func ioctlPointer(h *handle, o *op, p unsafe.Pointer) (int, error) {
 	if !h.acquire() {
 		return 0, h.closedError(o.name)
 	}
 	defer h.release()
 	for {
-		n, _, errno := unix.Syscall(unix.SYS_IOCTL, uintptr(h.fd), o.req, uintptr(unsafe.Pointer(p)))
+		n, _, errno := unix.Syscall(unix.SYS_IOCTL, uintptr(h.fd), o.req, uintptr(p))
 		if errno == 0 {
 			runtime.KeepAlive(p)
 			return int(n), nil

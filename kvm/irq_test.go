@@ -372,3 +372,37 @@ func TestPlacement(t *testing.T) {
 		t.Errorf("bootstrap processor bits: %v", got)
 	}
 }
+
+// TestAllocs covers what a machine calls often, beside Run.
+func TestAllocs(t *testing.T) {
+	g := irqGuest(t)
+	g.ok(g.vm.RegisterCoalescedMMIO(kvm.CoalescedZone{Addr: noMemory, Size: 0x1000}))
+	regs, err := g.cpu.Regs()
+	g.ok(err)
+	var w kvm.CoalescedWrite
+	area := make([]byte, kvm.XSaveMinSize)
+	bitmap := make([]uint64, words)
+	g.slot(kvm.MemLogDirtyPages)
+	for name, f := range map[string]func() error{
+		"IRQLine":       func() error { return g.vm.IRQLine(5, false) },
+		"SignalMSI":     func() error { _, err := g.vm.SignalMSI(msi); return err },
+		"NextCoalesced": func() error { _, err := g.cpu.NextCoalesced(&w); return err },
+		"Regs":          func() error { _, err := g.cpu.Regs(); return err },
+		"SetRegs":       func() error { return g.cpu.SetRegs(&regs) },
+		"Sregs":         func() error { _, err := g.cpu.Sregs(); return err },
+		"VCPUEvents":    func() error { _, err := g.cpu.VCPUEvents(); return err },
+		"MPState":       func() error { _, err := g.cpu.MPState(); return err },
+		"XSave":         func() error { return g.cpu.XSave(area) },
+		"GetDirtyLog":   func() error { return g.vm.GetDirtyLog(0, bitmap) },
+		"SetImmediateExit": func() error {
+			g.cpu.SetImmediateExit(true)
+			g.cpu.SetImmediateExit(false)
+			return nil
+		},
+	} {
+		g.ok(f())
+		if n := testing.AllocsPerRun(20, func() { err = f() }); n != 0 || err != nil {
+			t.Errorf("%s allocates %v times, %v", name, n, err)
+		}
+	}
+}
