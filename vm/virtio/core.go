@@ -2,6 +2,7 @@ package virtio
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -91,6 +92,7 @@ type core struct {
 	runners atomic.Pointer[[]*runner]
 
 	generation atomic.Uint32
+	warnings   atomic.Uint32
 
 	configMu      sync.Mutex
 	configPaused  bool // hold configuration interrupts back
@@ -245,7 +247,7 @@ func (t *core) needsReset(err error) {
 	if old&StatusNeedsReset != 0 {
 		return
 	}
-	t.host.Log.Warn("virtio: device needs a reset", "device", t.host.Name, "error", err)
+	t.warn("virtio: device needs a reset", "error", err)
 	if old&StatusDriverOK != 0 {
 		t.wires.configInterrupt()
 	}
@@ -296,7 +298,24 @@ func (t *core) activate(next []uint16) error {
 }
 
 func (t *core) malformed(err error) {
-	t.host.Log.Warn("virtio: malformed request, further ones are not logged", "device", t.host.Name, "error", err)
+	t.warn("virtio: malformed request, further ones on this queue are not logged", "error", err)
+}
+
+// maxWarnings is how often a guest can make a transport warn: a log is not
+// the guest's to fill.
+const maxWarnings = 32
+
+// warn logs what a driver did wrong.
+func (t *core) warn(msg string, args ...any) {
+	level := slog.LevelWarn
+	switch n := t.warnings.Add(1); {
+	case n == maxWarnings:
+		msg += " (the last warning)"
+	case n > maxWarnings:
+		t.warnings.Store(maxWarnings)
+		level = slog.LevelDebug
+	}
+	t.host.Log.Log(context.Background(), level, msg, append(args, "device", t.host.Name)...)
 }
 
 func (t *core) eachRunner(f func(i int, r *runner)) {
@@ -321,7 +340,7 @@ func (t *core) listen() {
 			return
 		}
 		failed := func(err error) {
-			t.host.Log.Warn("virtio: no doorbell", "device", t.host.Name, "queue", i, "error", err)
+			t.warn("virtio: no doorbell", "queue", i, "error", err)
 		}
 		if err := r.listen(t.doorbells, addr, size, match, failed); err != nil {
 			failed(err)

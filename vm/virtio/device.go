@@ -7,13 +7,20 @@
 // queues it was activated with:
 //
 //	func (d *Echo) Notify(q int) {
-//		var c virtio.Chain
-//		for d.queues[q].Pop(&c) {
-//			n := copyChain(c.Writable, c.Readable)
-//			d.queues[q].Push(&c, n)
+//		c := &d.chain
+//		for d.queues[q].Pop(c) {
+//			n := 0
+//			for _, b := range c.Readable {
+//				n += c.CopyOut(b, n)
+//			}
+//			d.queues[q].Push(c, uint32(n))
 //		}
 //		d.queues[q].Publish()
 //	}
+//
+// [NewPCI] and [NewMMIO] put a device behind a transport; package vm does that
+// for the devices of a machine. Package virtiotest has the driver's side for
+// tests.
 package virtio
 
 import (

@@ -232,7 +232,7 @@ func (p *PCI) moveBAR(addr uint64, mapped bool) {
 	defer p.mu.Unlock()
 	if mapped {
 		if err := p.bus.Map(addr, PCIBARSize, p); err != nil {
-			p.host.Log.Warn("virtio: BAR not mapped", "device", p.host.Name, "error", err)
+			p.warn("virtio: BAR not mapped", "error", err)
 			return
 		}
 		p.barAddr = addr
