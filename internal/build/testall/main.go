@@ -1,7 +1,8 @@
 // Command testall is what `make test` runs: lint, every test on this machine,
 // the tests again under the race detector, and the tests of the packages that
-// use KVM inside a nested host with a real kvm-amd. Where this machine's own
-// /dev/kvm runs kernels at native speed, a skip for lack of KVM fails here, too.
+// use KVM inside a nested host with a real kvm-amd. There, and on this machine
+// if its own /dev/kvm runs kernels at native speed, package kvmtest turns each
+// skip for lack of KVM into a failure.
 //
 // A test that is skipped everywhere fails the run: each test runs somewhere.
 package main
@@ -21,9 +22,9 @@ import (
 	"github.com/vmkit-go/vmkit/kvm"
 )
 
-// extraNested are packages that run in the nested host beside those whose tests
-// depend on package kvm: they need its root.
-var extraNested = []string{"netdev"}
+// rootNested are packages that run in the nested host beside those whose tests
+// depend on package kvm, if this process is not root as they need it.
+var rootNested = []string{"netdev"}
 
 // notNested are packages that depend on package kvm and have no business in
 // the nested host.

@@ -66,7 +66,7 @@ func (a *all) nestedPackages() ([]string, error) {
 	}
 	var chosen []string
 	for _, p := range pkgs {
-		if (usesKVM[p] || matches(p, extraNested)) && !matches(p, notNested) {
+		if (usesKVM[p] || os.Geteuid() != 0 && matches(p, rootNested)) && !matches(p, notNested) {
 			chosen = append(chosen, p)
 		}
 	}
