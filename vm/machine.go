@@ -26,6 +26,7 @@ import (
 
 	"github.com/vmkit-go/vmkit/internal/inbox"
 	"github.com/vmkit-go/vmkit/internal/pci"
+	"github.com/vmkit-go/vmkit/internal/serial"
 	"github.com/vmkit-go/vmkit/memory"
 	"github.com/vmkit-go/vmkit/vcpu"
 	"github.com/vmkit-go/vmkit/vm/boot"
@@ -133,6 +134,7 @@ type Machine struct {
 	slots   []slot // the virtio devices
 	loops   []*vcpu.Loop
 	closers []io.Closer
+	serial  *serial.UART
 	power   func() // presses the power button
 
 	// mu orders Run, Pause, Resume, Save and Close.
@@ -236,6 +238,9 @@ func (m *Machine) Close() (err error) {
 	m.closed = true
 	// CPUs first: after that no one calls into a device but its own goroutines.
 	m.kill()
+	if m.serial != nil {
+		m.serial.Pause()
+	}
 	for _, l := range m.loops {
 		l.Stop()
 	}

@@ -40,6 +40,7 @@ func (m *Machine) addPlatform() error {
 		return err
 	}
 	m.closers = append(m.closers, com)
+	m.serial = com
 	if m.cfg.Serial.In != nil {
 		go m.typeInto(com)
 	}

@@ -126,6 +126,7 @@ func (m *Machine) pauseLocked() (wasRunning bool) {
 	if m.state != stateRunning {
 		return false
 	}
+	m.serial.Pause() // it may hold up a CPU, for want of somebody to read
 	vcpu.PauseAll(m.loops...)
 	for _, p := range m.parts {
 		if c, ok := p.dev.(pauser); ok {
