@@ -74,8 +74,8 @@ type ConsolePort struct {
 // other is slow: the guest's buffers wait, and In is not read further.
 //
 // A reader blocked in a Read of In does not keep Close from returning; the
-// owner of In ends it by closing In. Close gives output that an Out does not
-// take for a second up.
+// owner of In ends it by closing In. Close gives up output that an Out does not
+// take for a second.
 type Console struct {
 	ports []*consolePort
 	multi bool // MULTIPORT is offered
@@ -368,11 +368,19 @@ func (d *Console) transmit(p *consolePort) {
 	q.Publish()
 }
 
-// Pause waits for what touches guest memory now.
+// Pause waits for what touches guest memory now. Then it gives every Out the
+// time to take what the guest has sent, so that a machine that stopped, or was
+// saved, has said all it had to say; one that takes nothing for half a second is
+// not waited for.
 func (d *Console) Pause() {
 	d.mu.Lock()
 	d.paused = true
 	d.mu.Unlock()
+	for _, p := range d.ports {
+		if p.out.done != nil {
+			p.flush(pauseGrace)
+		}
+	}
 }
 
 // Resume ends Pause.

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -330,6 +331,47 @@ func TestConsoleBackPressure(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
+}
+
+// TestConsolePauseFlushes: what the guest has sent is out when Pause returns.
+func TestConsolePauseFlushes(t *testing.T) {
+	var out lazy
+	m := start(t, newConsole(t, virtio.ConsoleConfig{Out: &out}), virtiotest.Config{PCI: true})
+	g := newGuest(t, m)
+	for i := range 20 {
+		g.send(1, []byte("text"))
+		m.Transport.Pause()
+		if n := out.n.Load(); n != int32(i+1)*4 {
+			t.Fatalf("%d bytes written when paused", n)
+		}
+		m.Transport.Resume()
+	}
+}
+
+// lazy is a writer that takes its time.
+type lazy struct{ n atomic.Int32 }
+
+func (l *lazy) Write(p []byte) (int, error) {
+	time.Sleep(2 * time.Millisecond)
+	l.n.Add(int32(len(p)))
+	return len(p), nil
+}
+
+// TestConsoleCloseStuck: an Out that takes nothing does not keep Close.
+func TestConsoleCloseStuck(t *testing.T) {
+	out := &slow{gate: make(chan struct{})}
+	m, err := virtiotest.NewMachine(newConsole(t, virtio.ConsoleConfig{Out: out}), virtiotest.Config{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := m.Start(); err != nil {
+		t.Fatal(err)
+	}
+	newGuest(t, m).send(1, []byte("text"))
+	if err := m.Close(); err != nil {
+		t.Fatal(err)
+	}
+	close(out.gate)
 }
 
 func TestConsoleSaveLoad(t *testing.T) {

@@ -6,8 +6,11 @@ import (
 	"time"
 )
 
-// outputGrace is how long Close waits for an Out that takes nothing.
-const outputGrace = time.Second
+// How long Pause and Close wait for an Out that takes nothing.
+const (
+	pauseGrace = 500 * time.Millisecond
+	closeGrace = time.Second
+)
 
 // roomStep is how many bytes Out must have taken before the device hears of
 // it: often enough to keep the guest going, rarely enough for a tape.
@@ -53,7 +56,8 @@ type outPump struct {
 	mu     sync.Mutex
 	wake   sync.Cond
 	buf    []byte
-	taken  uint64 // bytes, for Close to see progress
+	sent   uint64 // bytes ever put into buf
+	taken  uint64 // of those, bytes that Out has taken
 	closed bool
 	done   chan struct{} // nil: no writer
 }
@@ -157,6 +161,7 @@ func (p *consolePort) send(b []byte) {
 	p.credit -= len(b)
 	p.out.mu.Lock()
 	p.out.buf = append(p.out.buf, b...)
+	p.out.sent += uint64(len(b))
 	p.out.wake.Signal()
 	p.out.mu.Unlock()
 }
@@ -216,26 +221,38 @@ func (p *consolePort) stop() {
 	}
 }
 
-// wait waits for the output to be written, as long as that goes on.
+// wait waits for the writer to end with all output written. It gives up on an
+// Out that takes nothing for closeGrace.
 func (p *consolePort) wait() {
 	if p.out.done == nil {
 		return
 	}
-	for last := uint64(0); ; {
-		select {
-		case <-p.out.done:
+	if !p.flush(closeGrace) {
+		w, ok := p.cfg.Out.(interface{ SetWriteDeadline(time.Time) error })
+		if !ok || w.SetWriteDeadline(time.Unix(1, 0)) != nil {
 			return
-		case <-time.After(outputGrace):
 		}
+	}
+	<-p.out.done
+}
+
+// flush waits until Out has taken all output, as long as it takes some every
+// grace. It reports whether that is so.
+func (p *consolePort) flush(grace time.Duration) bool {
+	pause, since, last := 10*time.Microsecond, time.Now(), uint64(0)
+	for {
 		p.out.mu.Lock()
-		taken := p.out.taken
+		left, taken := p.out.sent-p.out.taken, p.out.taken
 		p.out.mu.Unlock()
-		if taken == last {
-			if w, ok := p.cfg.Out.(interface{ SetWriteDeadline(time.Time) error }); ok && w.SetWriteDeadline(time.Unix(1, 0)) == nil {
-				<-p.out.done
-			}
-			return
+		if left == 0 {
+			return true
 		}
-		last = taken
+		if taken != last {
+			last, since = taken, time.Now()
+		} else if time.Since(since) > grace {
+			return false
+		}
+		time.Sleep(pause)
+		pause = min(2*pause, 5*time.Millisecond)
 	}
 }
