@@ -43,8 +43,15 @@ func TestHardwareBreakpoint(t *testing.T) {
 }
 
 func TestSoftwareBreakpoint(t *testing.T) {
-	underTCG(t, "does not intercept #BP of the instruction int3")
 	g := newGuest(t, nil, 0x90, 0xcc) // nop; int3
+	if os.Getenv("VMKIT_NESTED") == "1" {
+		// The nested KVM host's processor, QEMU's TCG, does not intercept #BP of
+		// the instruction int3: the guest keeps its own breakpoints.
+		g.vectors(outHandler...)
+		g.ok(g.cpu.SetGuestDebug(&kvm.GuestDebug{Control: kvm.GuestDebugEnable | kvm.GuestDebugUseSWBP}))
+		g.wantOut(0xe9, '!')
+		return
+	}
 	if !kvmtest.Native(t, g.sys) {
 		kvmtest.Skipf(t, "this host's KVM, which emulates code at CPL 0, has no software breakpoints")
 	}
