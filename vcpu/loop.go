@@ -105,12 +105,15 @@ func (l *Loop) Run(ctx context.Context) (Reason, error) {
 		l.mu.Unlock()
 		l.cpu.Kick()
 	})
-	if a, ok := l.cpu.(Attacher); ok {
+	a, attaches := l.cpu.(Attacher)
+	if attaches {
 		a.Attach()
-		defer a.Detach()
 	}
 	reason, err := l.run()
 	unwatch()
+	if attaches {
+		a.Detach()
+	}
 
 	l.mu.Lock()
 	stopped := l.stop

@@ -113,12 +113,8 @@ func (d *doorbell) Ring() {
 }
 
 func (d *doorbell) signal() {
-	one := [8]byte{1} // a counter; no byte order changes it to 0
-	for {
-		// It fails only with EINTR, or would block at 2^64-2 rings.
-		if _, err := unix.Write(d.conf.FD, one[:]); err != unix.EINTR {
-			return
-		}
+	// It fails only with EINTR, or would block at 2^64-2 rings.
+	for writeEvent(d.conf.FD) == unix.EINTR {
 	}
 }
 

@@ -16,3 +16,13 @@ func readEvent(fd int) error {
 	}
 	return nil
 }
+
+// writeEvent adds one to an eventfd's count.
+func writeEvent(fd int) error {
+	one := uint64(1)
+	_, _, errno := unix.Syscall(unix.SYS_WRITE, uintptr(fd), uintptr(unsafe.Pointer(&one)), 8)
+	if errno != 0 {
+		return errno
+	}
+	return nil
+}

@@ -120,8 +120,28 @@ func (c *CPU) getMSRs(s *vcpu.State) error {
 // setMSRs writes the TSC and then the MSRs in order. One that this host does
 // not have is no error while its value is zero, which is what the guest
 // would read from the lack of it.
+//
+// KVM keeps the TSCs of CPUs in step: a value within a second of what another
+// CPU's would be now, and zero, it takes for that CPU's value, which is right
+// for CPUs that are loaded one after another. A fresh machine's own TSC is
+// near zero, though, and so may be that of a guest which has run for less
+// than a second. So if the state is ahead of CPU 0, CPU 0 leads it away first.
+// If it is behind, it is most likely this machine's own of a moment ago, and
+// going on in step is what the guest expects.
 func (c *CPU) setMSRs(s *vcpu.State) error {
-	k := append(c.state.msrs[:0], kvm.MSREntry{Index: msrTSC, Data: s.TSC})
+	k := c.state.msrs[:0]
+	if c.id == 0 && s.TSC != 0 {
+		k = append(k, kvm.MSREntry{Index: msrTSC})
+		if _, err := c.v.GetMSRs(k); err != nil {
+			return err
+		}
+		if s.TSC > k[0].Data {
+			k[0].Data = s.TSC + 1<<48
+		} else {
+			k = k[:0]
+		}
+	}
+	k = append(k, kvm.MSREntry{Index: msrTSC, Data: s.TSC})
 	for _, m := range s.MSRs {
 		if slices.Contains(elsewhere, m.Index) {
 			return fmt.Errorf("%w: MSR %#x has a field of its own", vcpu.ErrState, m.Index)

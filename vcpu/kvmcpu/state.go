@@ -291,6 +291,10 @@ func (c *CPU) setSregs(s *vcpu.State) error {
 		k := narrow(&k2)
 		err = c.v.SetSregs(&k)
 	}
+	if c.e.chips == ChipsNone {
+		// Without a local APIC, KVM_RUN takes CR8 from here.
+		c.v.RunData().CR8 = s.Control.CR8
+	}
 	if err != nil {
 		return fmt.Errorf("control and segment registers (CR0 %#x, CR4 %#x, EFER %#x, APIC base %#x): %w",
 			s.Control.CR0, s.Control.CR4, s.Control.EFER, s.Control.APICBase, err)

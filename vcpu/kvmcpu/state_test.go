@@ -147,6 +147,51 @@ func TestStateRoundTrip(t *testing.T) {
 	}
 }
 
+// TestRunKeepsState: what SetState gave is there after the guest has run.
+func TestRunKeepsState(t *testing.T) {
+	for _, chips := range []Chips{ChipsKernel, ChipsNone} {
+		m := newMachine(t, 4<<20, Config{Chips: chips})
+		s := m.long64(1, []byte{
+			0x44, 0x0f, 0x20, 0xc0, // mov rax, cr8
+			0xe6, 0x80, // out 0x80, al
+			0xf4,
+		})
+		s.Control.CR8 = 5
+		s.Regs.R15 = 0x1234567890
+		m.start(s)
+		if e := m.expect(vcpu.ExitIO); e.Data[0] != 5 {
+			t.Errorf("the guest sees CR8 %d", e.Data[0])
+		}
+		if s := m.state(); s.Control.CR8 != 5 || s.Regs.R15 != 0x1234567890 {
+			t.Errorf("CR8 %d, R15 %#x", s.Control.CR8, s.Regs.R15)
+		}
+	}
+}
+
+// TestTSCOfYoungGuest: a TSC near that of a new machine is not taken for it,
+// and the CPUs stay in step.
+func TestTSCOfYoungGuest(t *testing.T) {
+	kvmtest.NeedNative(t, kvmtest.Open(t))
+	m := newMachine(t, 4<<20, Config{CPUs: 2})
+	var s vcpu.State
+	must(t, m.cpus[1].State(&s))
+	want := s.TSC + s.TSCHz/2
+	for i, c := range m.cpus {
+		must(t, c.State(&s))
+		s.TSC = want + uint64(i)*s.TSCHz/100 // read a little later
+		must(t, c.SetState(&s))
+	}
+	var a, b vcpu.State
+	must(t, m.cpus[1].State(&b))
+	must(t, m.cpus[0].State(&a))
+	if a.TSC < want || a.TSC > want+60*s.TSCHz {
+		t.Errorf("TSC %d, want %d", a.TSC, want)
+	}
+	if a.TSC < b.TSC {
+		t.Errorf("CPU 0 at %d is behind CPU 1 at %d, which was read before", a.TSC, b.TSC)
+	}
+}
+
 // TestEventsRoundTrip carries each kind of event.
 func TestEventsRoundTrip(t *testing.T) {
 	kvmtest.NeedNative(t, kvmtest.Open(t))
