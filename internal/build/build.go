@@ -37,8 +37,9 @@ var rules = []rule{
 	{"replay", []string{"vcpu$", "memory", "vm/device", "internal", "github.com/klauspost/compress"}},
 	{"migrate", []string{"vcpu$", "memory", "vm/device", "disk", "internal", "github.com/klauspost/compress"}},
 	{"vm", []string{"vcpu", "kvm", "memory", "disk", "netdev", "internal", "github.com/klauspost/compress"}},
-	// The benchmark driver composes whole machines, as the examples do.
+	// Benchmarks compose whole machines, as the examples do.
 	{"internal/bench", []string{""}},
+	{"internal/netbench", []string{""}},
 	{"internal", []string{"vcpu", "kvm", "memory", "disk", "netdev", "vm/virtio", "vm/device", "vm/boot",
 		"internal", "github.com/klauspost/compress"}},
 	{"examples", []string{""}},
