@@ -15,6 +15,10 @@ const (
 	publishBytes    = 128 << 10
 )
 
+// A request of this many bytes is left to a worker if another is waiting, so
+// that they are copied side by side.
+const parallelBytes = 256 << 10
+
 // queue is one request queue of an active device.
 type queue struct {
 	d     *Device
@@ -80,7 +84,11 @@ func (q *queue) serve() (n int64) {
 	r.posted, r.delivered, r.at, r.final = 0, 0, 0, false
 	r.parse()
 	n = r.n
-	status, done := q.d.try(r)
+	var status byte
+	done := false
+	if n < parallelBytes || r.early != todo || !q.q.Pending() {
+		status, done = q.d.try(r)
+	}
 	r.ended = done
 	tag := q.tag(r, status)
 	q.busy.Add(1)
