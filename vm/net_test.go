@@ -264,3 +264,55 @@ ping -c 1 10.0.0.1
 		})
 	}
 }
+
+// TestNetworkSaveLoad saves a guest in the middle of a TCP connection and loads
+// it on a new tap: the connection goes on, without a line lost.
+func TestNetworkSaveLoad(t *testing.T) {
+	kvmtest.NeedNative(t, kvmtest.Open(t))
+	n := newNetwork(t)
+	const lines = 60
+	n.serve(5002, func(c net.Conn) error {
+		for i := range lines {
+			if _, err := fmt.Fprintf(c, "line %d\n", i); err != nil {
+				return err
+			}
+			time.Sleep(20 * time.Millisecond)
+		}
+		return nil
+	})
+	newDevice := func() *netdev.Device {
+		dev, err := netdev.NewDevice(n.tap(netdev.TapConfig{Name: "move0"}), netdev.Config{})
+		require.NoError(t, err)
+		return dev
+	}
+	dev := newDevice()
+	m, out := netGuest(t, dev, vm.Config{}, "nc 10.0.0.1 5002 </dev/null")
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Minute)
+	defer cancel()
+	first, stop := context.WithCancel(ctx)
+	go func() {
+		for !out.has("line 10\n") && ctx.Err() == nil {
+			time.Sleep(time.Millisecond)
+		}
+		stop()
+	}()
+	require.ErrorIs(t, m.Run(first), context.Canceled)
+	require.NoError(t, ctx.Err())
+	var saved bytes.Buffer
+	require.NoError(t, m.Save(&saved))
+	mac := dev.MAC()
+	require.NoError(t, m.Close())
+	require.False(t, out.has("test: exit"), "saved too late")
+
+	dev = newDevice()
+	m, err := vm.Load(vm.Config{Memory: 512 << 20, Devices: []virtio.Device{dev}, Serial: vm.Serial{Out: out}}, &saved)
+	require.NoError(t, err)
+	defer m.Close()
+	require.NoError(t, m.Run(ctx))
+	require.Equal(t, mac, dev.MAC())
+	text := out.String()
+	for i := range lines {
+		require.Contains(t, text, fmt.Sprintf("line %d\n", i))
+	}
+	require.Contains(t, text, "test: exit 0\n")
+}
