@@ -3,7 +3,6 @@ package main
 import (
 	"context"
 	"errors"
-	"flag"
 	"fmt"
 	"io"
 	"net"
@@ -57,23 +56,16 @@ func (c controlServer) Close() error {
 }
 
 func saveCommand(ctx context.Context, args []string) error {
-	fs := flag.NewFlagSet("vmm save", flag.ContinueOnError)
+	fs := newFlags("save")
 	control := fs.String("control", "", "the `socket` that the guest's vmm was started with")
-	fs.Usage = func() {
-		fmt.Fprintf(fs.Output(), "usage: vmm save -control SOCKET DIR\n\n")
-		fs.PrintDefaults()
+	rest, err := parseFlags(fs, args, "-control SOCKET DIR")
+	if err != nil {
+		return err
 	}
-	if err := fs.Parse(args); err != nil {
-		if errors.Is(err, flag.ErrHelp) {
-			return err
-		}
-		return exitStatus(statusUsage)
+	if *control == "" || len(rest) != 1 {
+		return usageError("usage: vmm save -control SOCKET DIR")
 	}
-	if *control == "" || fs.NArg() != 1 {
-		fs.Usage()
-		return exitStatus(statusUsage)
-	}
-	dir, err := filepath.Abs(fs.Arg(0))
+	dir, err := filepath.Abs(rest[0])
 	if err != nil {
 		return err
 	}
@@ -101,6 +93,6 @@ func saveCommand(ctx context.Context, args []string) error {
 	if resp.StatusCode != http.StatusOK {
 		return fmt.Errorf("save: %s", text)
 	}
-	fmt.Fprintf(os.Stderr, "vmm: saved to %s; go on with: vmm load %s\n", dir, fs.Arg(0))
+	fmt.Fprintf(os.Stderr, "vmm: saved to %s; go on with: vmm load %s\n", dir, rest[0])
 	return nil
 }

@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"os"
 	"os/signal"
+	"strings"
 	"syscall"
 
 	"github.com/vmkit-go/vmkit/internal/nestedkvm/agent"
@@ -39,25 +40,42 @@ type exitStatus int
 
 func (e exitStatus) Error() string { return fmt.Sprintf("exit status %d", int(e)) }
 
+// usageError is what is wrong with vmm's arguments.
+type usageError string
+
+func (e usageError) Error() string { return string(e) }
+
 func main() {
 	agent.Main() // returns at once, unless this is PID 1 of the nested host
-	// The first signal ends the guest in an orderly way, and restores the
-	// terminal; the second one kills.
+	// Without this, writing to a closed standard output would kill vmm.
+	signal.Ignore(syscall.SIGPIPE)
+	// The first signal is for the command in the guest, or ends the guest;
+	// the second one kills.
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM, syscall.SIGHUP)
 	context.AfterFunc(ctx, stop)
 	err := dispatch(ctx, os.Args[1:])
 	stop()
-	var status exitStatus
+	os.Exit(report(err))
+}
+
+// report says what went wrong, in one line, and returns the exit status.
+func report(err error) int {
+	var (
+		status exitStatus
+		usage  usageError
+	)
 	switch {
-	case err == nil:
-	case errors.Is(err, flag.ErrHelp):
-		os.Exit(0)
+	case err == nil || errors.Is(err, flag.ErrHelp):
+		return 0
 	case errors.As(err, &status):
-		os.Exit(int(status))
-	default:
-		fmt.Fprintf(os.Stderr, "vmm: %v\n", err)
-		os.Exit(statusFailed)
+		return int(status)
 	}
+	// Joined errors come a line each.
+	fmt.Fprintf(os.Stderr, "vmm: %s\n", strings.ReplaceAll(strings.TrimSpace(err.Error()), "\n", "; "))
+	if errors.As(err, &usage) {
+		return statusUsage
+	}
+	return statusFailed
 }
 
 func dispatch(ctx context.Context, args []string) error {
@@ -78,6 +96,5 @@ func dispatch(ctx context.Context, args []string) error {
 		fmt.Print(usage)
 		return nil
 	}
-	fmt.Fprintf(os.Stderr, "vmm: unknown command %q\n\n%s", args[0], usage)
-	return exitStatus(statusUsage)
+	return usageError(fmt.Sprintf("unknown command %q (vmm help lists them)", args[0]))
 }

@@ -7,6 +7,8 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
+	"time"
 
 	"github.com/vmkit-go/vmkit/internal/nestedkvm"
 	"github.com/vmkit-go/vmkit/vcpu/kvmcpu"
@@ -29,11 +31,11 @@ func (o *options) needsNested() (bool, error) {
 	case errors.Is(err, os.ErrPermission):
 		return false, fmt.Errorf("%w (join the group that owns the device, or use -nested always)", err)
 	case err == nil:
-		fmt.Fprintf(os.Stderr, "vmm: %v\n", r)
+		err = fmt.Errorf("KVM cannot run a kernel here: %s", r.Reasons[0])
 	default:
-		fmt.Fprintf(os.Stderr, "vmm: no KVM on this host: %v\n", err)
+		err = fmt.Errorf("no KVM on this host: %w", err)
 	}
-	fmt.Fprintln(os.Stderr, "vmm: running in a nested host instead: kvm-amd under QEMU's emulator, which takes a while")
+	fmt.Fprintf(os.Stderr, "vmm: %v\nvmm: running in a nested host instead (kvm-amd under QEMU's emulator), which takes a while\n", err)
 	return true, nil
 }
 
@@ -51,7 +53,8 @@ func runNested(ctx context.Context, o *options, command string, args []string) e
 		return err
 	}
 	inner := []string{command, "-nested", "never", "-cpus", fmt.Sprint(o.cpus), "-memory", fmt.Sprint(o.memory),
-		"-cpu", o.model.String(), "-append", o.append, "-transport", o.transport.String()}
+		"-cpu", o.model.String(), "-append", o.append, "-transport", o.transport.String(),
+		"-protocol", chosen(o.protocol, protocols), "-unpack", chosen(o.unpack, unpackers)}
 	if o.verbose {
 		inner = append(inner, "-v")
 	}
@@ -106,7 +109,16 @@ func runNested(ctx context.Context, o *options, command string, args []string) e
 		return err
 	}
 	defer host.Close()
-	err = host.Run(ctx, cmd)
+	// A signal is for the vmm inside, which has its guest end.
+	running, cancel := context.WithCancel(context.WithoutCancel(ctx))
+	defer cancel()
+	signals := make(chan syscall.Signal, 1)
+	cmd.Signals = signals
+	defer context.AfterFunc(ctx, func() {
+		signals <- syscall.SIGTERM
+		time.AfterFunc(stopGrace+5*time.Second, cancel)
+	})()
+	err = host.Run(running, cmd)
 	var exit *nestedkvm.ExitError
 	if errors.As(err, &exit) && exit.Signal == 0 {
 		return exitStatus(exit.Code)

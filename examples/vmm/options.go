@@ -4,16 +4,21 @@ import (
 	"errors"
 	"flag"
 	"fmt"
+	"io"
+	"maps"
 	"math"
 	"net"
 	"net/netip"
 	"os"
+	"slices"
 	"strconv"
 	"strings"
 
 	"github.com/vmkit-go/vmkit/disk"
+	"github.com/vmkit-go/vmkit/memory"
 	"github.com/vmkit-go/vmkit/vcpu"
 	"github.com/vmkit-go/vmkit/vm"
+	"github.com/vmkit-go/vmkit/vm/boot"
 )
 
 // options are the flags of run and load.
@@ -25,6 +30,8 @@ type options struct {
 	model          vcpu.Model
 	append         string
 	transport      vm.Transport
+	protocol       boot.Protocol
+	unpack         boot.Unpack
 	engine         string
 	nets           []netOption
 	control        string
@@ -50,13 +57,101 @@ type netOption struct {
 // parseOptions reads the flags of the subcommand name. What follows the flags
 // is left in the returned slice.
 func parseOptions(name string, args []string) (*options, []string, error) {
-	o := &options{memory: 512 << 20, model: vcpu.ModelHost}
-	fs := flag.NewFlagSet("vmm "+name, flag.ContinueOnError)
+	o := &options{cpus: 1, memory: 512 << 20, model: vcpu.ModelHost}
+	fs := newFlags(name)
+	if name == "run" {
+		o.shapeFlags(fs)
+	}
+	fs.StringVar(&o.control, "control", "", "listen on this Unix `socket` for vmm save")
+	fs.StringVar(&o.engine, "engine", "auto", "`engine` to run on: auto or kvm")
+	fs.StringVar(&o.nested, "nested", "auto", "`when` to run in a nested KVM host: auto (this host's KVM cannot run a kernel), always or never")
+	fs.BoolVar(&o.verbose, "v", false, "show the guest's serial port and what vmm does on standard error")
+	rest, err := parseFlags(fs, args, map[string]string{
+		"run":  "[flags] [-- COMMAND ARGS...]",
+		"load": "[flags] DIR",
+	}[name])
+	if err != nil {
+		return nil, nil, err
+	}
+	if o.engine == "auto" {
+		o.engine = ""
+	}
+	switch o.nested {
+	case "auto", "always", "never":
+	default:
+		return nil, nil, usageError(fmt.Sprintf("-nested %s: want auto, always or never", o.nested))
+	}
+	return o, rest, o.check()
+}
+
+// check is vm.New's own, said before a nested host is started to find out.
+func (o *options) check() error {
+	switch {
+	case o.cpus < 1 || o.cpus > vm.MaxCPUs:
+		return usageError(fmt.Sprintf("%d CPUs: a machine has 1 to %d", o.cpus, vm.MaxCPUs))
+	case o.memory < vm.MinMemory || o.memory%memory.PageSize != 0:
+		return usageError(fmt.Sprintf("%d bytes of memory: want at least %d, in pages of %d", o.memory, vm.MinMemory, memory.PageSize))
+	}
+	return nil
+}
+
+var (
+	transports = map[string]vm.Transport{"pci": vm.PCI, "mmio": vm.MMIO}
+	protocols  = map[string]boot.Protocol{"64": boot.Protocol64, "pvh": boot.ProtocolPVH}
+	unpackers  = map[string]boot.Unpack{"host": boot.UnpackAuto, "guest": boot.UnpackNever}
+)
+
+// choose adds a flag with a fixed set of values.
+func choose[T any](fs *flag.FlagSet, name, help string, p *T, values map[string]T) {
+	fs.Func(name, help, func(s string) error {
+		v, ok := values[s]
+		if !ok {
+			return fmt.Errorf("want %s", strings.Join(slices.Sorted(maps.Keys(values)), " or "))
+		}
+		*p = v
+		return nil
+	})
+}
+
+// chosen is the name of a value.
+func chosen[T comparable](v T, values map[string]T) string {
+	for name, have := range values {
+		if have == v {
+			return name
+		}
+	}
+	return ""
+}
+
+func newFlags(name string) *flag.FlagSet {
+	return flag.NewFlagSet("vmm "+name, flag.ContinueOnError)
+}
+
+// parseFlags parses args and returns what follows the flags. Help goes to
+// standard output; what is wrong is one line and not all of the help.
+func parseFlags(fs *flag.FlagSet, args []string, usage string) ([]string, error) {
+	fs.SetOutput(io.Discard)
+	fs.Usage = func() {}
+	err := fs.Parse(args)
+	switch {
+	case errors.Is(err, flag.ErrHelp):
+		fmt.Printf("usage: %s %s\n\n", fs.Name(), usage)
+		fs.SetOutput(os.Stdout)
+		fs.PrintDefaults()
+		return nil, err
+	case err != nil:
+		return nil, usageError(fmt.Sprintf("%v (%s -h lists the flags)", err, fs.Name()))
+	}
+	return fs.Args(), nil
+}
+
+// shapeFlags are those that make a guest what it is; a saved one has them.
+func (o *options) shapeFlags(fs *flag.FlagSet) {
 	fs.StringVar(&o.kernel, "kernel", "", "kernel `file`: bzImage or ELF vmlinux (default: Debian's cloud kernel, fetched if needed)")
 	fs.StringVar(&o.initrd, "initrd", "", "initial RAM disk `file` (default: one that mounts the first disk and runs the command)")
 	fs.Func("disk", "disk `image`, raw; \",ro\" after it makes it read-only; repeatable; the first is the root. \"none\": no disk\n(default: a new small ext4 file system with busybox, dropped at the end)", o.addDisk)
-	fs.IntVar(&o.cpus, "cpus", 1, "number of CPUs")
-	fs.Func("memory", "guest memory, such as 768M or 4G (default 512M)", func(s string) (err error) {
+	fs.IntVar(&o.cpus, "cpus", 1, "`number` of CPUs")
+	fs.Func("memory", "`size` of guest memory, such as 768M or 4G (default 512M)", func(s string) (err error) {
 		o.memory, err = parseSize(s)
 		return err
 	})
@@ -65,41 +160,10 @@ func parseOptions(name string, args []string) (*options, []string, error) {
 		return err
 	})
 	fs.StringVar(&o.append, "append", "", "`words` to add to the kernel's command line")
-	fs.Func("transport", "attach devices over pci or mmio (default pci)", func(s string) error {
-		switch s {
-		case "pci":
-			o.transport = vm.PCI
-		case "mmio":
-			o.transport = vm.MMIO
-		default:
-			return errors.New("want pci or mmio")
-		}
-		return nil
-	})
-	fs.StringVar(&o.engine, "engine", "auto", "engine to run on: auto or kvm")
+	choose(fs, "transport", "what devices are attached `over`: pci or mmio (default pci)", &o.transport, transports)
+	choose(fs, "protocol", "enter the kernel by this boot `protocol`: 64 or pvh (default 64)", &o.protocol, protocols)
+	choose(fs, "unpack", "`who` unpacks a bzImage: the host, where it can, or the guest (default host)", &o.unpack, unpackers)
 	fs.Func("net", "network card: `tap=NAME`[,mac=M][,guest=ADDR/BITS][,gateway=ADDR][,queues=N]; repeatable", o.addNet)
-	fs.StringVar(&o.control, "control", "", "listen on this Unix `socket` for vmm save")
-	fs.StringVar(&o.nested, "nested", "auto", "run in the nested KVM host: auto (when this host's KVM cannot run a kernel), always or never")
-	fs.BoolVar(&o.verbose, "v", false, "show the guest's serial port and what vmm does on standard error")
-	fs.Usage = func() {
-		fmt.Fprintf(fs.Output(), "usage: vmm %s [flags]%s\n\n", name, map[string]string{"run": " [-- COMMAND ARGS...]", "load": " FILE"}[name])
-		fs.PrintDefaults()
-	}
-	if err := fs.Parse(args); err != nil {
-		if errors.Is(err, flag.ErrHelp) {
-			return nil, nil, err
-		}
-		return nil, nil, exitStatus(statusUsage)
-	}
-	if o.engine == "auto" {
-		o.engine = ""
-	}
-	switch o.nested {
-	case "auto", "always", "never":
-	default:
-		return nil, nil, fmt.Errorf("-nested %s: want auto, always or never", o.nested)
-	}
-	return o, fs.Args(), nil
 }
 
 func (o *options) addDisk(s string) error {

@@ -8,7 +8,6 @@ import (
 	"os"
 	"path/filepath"
 
-	"github.com/vmkit-go/vmkit/internal/guest"
 	"github.com/vmkit-go/vmkit/vm"
 )
 
@@ -29,34 +28,47 @@ func runCommand(ctx context.Context, args []string) error {
 	} else if nested {
 		return runNested(ctx, o, "run", args)
 	}
+	return runUntilOff(ctx, o, "")
+}
+
+// runUntilOff runs a guest, saved in dir if that is not empty, and boots it
+// again whenever it resets.
+func runUntilOff(ctx context.Context, o *options, dir string) error {
 	for {
-		err := runOnce(ctx, o, "")
+		err := runOnce(ctx, o, dir)
 		if !errors.Is(err, errRestart) {
 			return err
 		}
 		fmt.Fprintln(os.Stderr, "vmm: the guest rebooted")
+		dir = ""
 	}
 }
 
-// runOnce runs a guest to its end: one that boots, or one saved in dir.
+// runOnce runs a guest to its end: one that boots, or one saved in dir. When
+// ctx is done a command gets a signal first; a guest without one is turned off.
 func runOnce(ctx context.Context, options *options, dir string) (err error) {
 	o := *options
-	ctx, cancel := context.WithCancel(ctx)
+	running, cancel := context.WithCancel(context.WithoutCancel(ctx))
 	defer cancel()
 	s := &session{o: &o, serial: &tail{}, cancel: cancel}
 	if o.verbose {
 		s.serial.w = os.Stderr
 	}
-	defer func() { err = errors.Join(err, s.close()) }()
-
-	var term *terminal
+	defer func() { err = errors.Join(err, s.close(ctx)) }()
 	if len(o.command) == 0 {
-		s.escape = &escapeReader{r: os.Stdin, onExit: cancel, onSave: func() {}}
-		s.console = s.escape
-		if term, err = openTerminal(os.Stdin); err != nil {
+		if s.term, err = openTerminal(os.Stdin); err != nil {
 			return err
 		}
-		defer term.restore()
+		defer s.term.restore()
+		e := &escapeReader{
+			r:      os.Stdin,
+			onExit: func() { s.left = true; cancel() },
+			onHelp: func() { fmt.Fprint(os.Stderr, escapeHelp) },
+		}
+		if s.term == nil {
+			e.atEOF = []byte{endOfInput}
+		}
+		s.input = e
 	}
 	if dir == "" {
 		err = s.start(ctx)
@@ -66,6 +78,7 @@ func runOnce(ctx context.Context, options *options, dir string) (err error) {
 	if err != nil {
 		return err
 	}
+	s.term.resized(running, s.console.Resize)
 	if o.control != "" {
 		c, err := serveControl(o.control, s.save)
 		if err != nil {
@@ -73,9 +86,16 @@ func runOnce(ctx context.Context, options *options, dir string) (err error) {
 		}
 		defer c.Close()
 	}
-	err = s.machine.Run(ctx)
-	term.restore()
-	return s.outcome(ctx, err)
+	defer context.AfterFunc(ctx, func() {
+		if len(o.command) > 0 {
+			s.signal("TERM")
+		} else {
+			cancel()
+		}
+	})()
+	err = s.machine.Run(running)
+	s.term.restore()
+	return s.outcome(running, err)
 }
 
 // outcome turns the end of the machine into vmm's.
@@ -100,8 +120,8 @@ func (s *session) outcome(ctx context.Context, err error) error {
 	switch {
 	case err == nil:
 		return nil
-	case ctx.Err() != nil && len(s.o.command) == 0:
-		return nil // Ctrl-A x
+	case s.left:
+		return nil
 	case errors.Is(err, vm.ErrReset) && len(s.o.command) == 0:
 		return errRestart
 	case errors.Is(err, context.Canceled):
@@ -109,9 +129,6 @@ func (s *session) outcome(ctx context.Context, err error) error {
 	}
 	if text := s.serial.text(); len(text) > 0 && !s.o.verbose {
 		fmt.Fprintf(os.Stderr, "vmm: the guest's last words on its serial port:\n%s\n", text)
-	}
-	if errors.Is(err, guest.ErrNoStatus) {
-		return err
 	}
 	return err
 }
@@ -123,7 +140,7 @@ func (s *session) save(dir string) error {
 		return fmt.Errorf("%q is not an absolute path", dir)
 	}
 	if err := os.Mkdir(dir, 0o700); err != nil {
-		return err
+		return err // it names dir
 	}
 	if err := s.machine.Pause(); err != nil {
 		return err
@@ -155,6 +172,9 @@ func (s *session) saveTo(dir string) error {
 
 // load makes a machine from what save left.
 func (s *session) load(dir string) error {
+	if s.o.noDisk() {
+		s.o.disks = nil
+	}
 	cfg, err := s.config()
 	if err != nil {
 		return err

@@ -7,16 +7,21 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"time"
 
 	"golang.org/x/sys/unix"
 
 	"github.com/vmkit-go/vmkit/vcpu"
-	"github.com/vmkit-go/vmkit/vm"
 )
 
 // savedOptions is what options.json of a saved guest holds: the flags that
 // shape the machine.
 type savedOptions struct {
+	Kernel    string      `json:"kernel"`
+	Initrd    string      `json:"initrd"`
+	Append    string      `json:"append"`
+	Protocol  string      `json:"protocol"`
+	Unpack    string      `json:"unpack"`
 	CPUs      int         `json:"cpus"`
 	Memory    uint64      `json:"memory"`
 	Model     string      `json:"model"`
@@ -29,6 +34,24 @@ type savedOptions struct {
 type savedDisk struct {
 	Path     string `json:"path"`
 	ReadOnly bool   `json:"readOnly"`
+	// What the image was like when the guest was saved: it must not have
+	// changed when that goes on.
+	Size    int64     `json:"size"`
+	ModTime time.Time `json:"modTime"`
+}
+
+// describeDisk looks at an image as it is now.
+func describeDisk(d diskOption) (savedDisk, error) {
+	path, err := filepath.Abs(d.path)
+	if err != nil {
+		return savedDisk{}, err
+	}
+	s := savedDisk{Path: path, ReadOnly: d.readOnly}
+	info, err := os.Stat(path)
+	if err == nil && info.Mode().IsRegular() {
+		s.Size, s.ModTime = info.Size(), info.ModTime()
+	}
+	return s, err
 }
 
 type savedNet struct {
@@ -39,14 +62,27 @@ type savedNet struct {
 
 func writeOptions(name string, o *options) error {
 	s := savedOptions{
+		Append: o.append, Protocol: chosen(o.protocol, protocols), Unpack: chosen(o.unpack, unpackers),
 		CPUs: o.cpus, Memory: o.memory, Model: o.model.String(), Transport: o.transport.String(), Command: o.command,
 	}
+	for _, f := range []struct {
+		saved *string
+		path  string
+	}{{&s.Kernel, o.kernel}, {&s.Initrd, o.initrd}} {
+		if f.path == "" {
+			continue
+		}
+		var err error
+		if *f.saved, err = filepath.Abs(f.path); err != nil {
+			return err
+		}
+	}
 	for _, d := range o.disks {
-		path, err := filepath.Abs(d.path)
+		disk, err := describeDisk(d)
 		if err != nil {
 			return err
 		}
-		s.Disks = append(s.Disks, savedDisk{path, d.readOnly})
+		s.Disks = append(s.Disks, disk)
 	}
 	for _, n := range o.nets {
 		s.Nets = append(s.Nets, savedNet{n.tap, n.mac, n.queues})
@@ -69,22 +105,55 @@ func (o *options) readOptions(dir string) error {
 	if err := json.Unmarshal(data, &s); err != nil {
 		return fmt.Errorf("load: %s: %w", name, err)
 	}
-	o.cpus, o.memory, o.command = s.CPUs, s.Memory, s.Command
-	if o.model, err = vcpu.ParseModel(s.Model); err != nil {
+	if err := o.restore(s); err != nil {
 		return fmt.Errorf("load: %s: %w", name, err)
 	}
-	o.transport = vm.PCI
-	if s.Transport == vm.MMIO.String() {
-		o.transport = vm.MMIO
+	return nil
+}
+
+func (o *options) restore(s savedOptions) (err error) {
+	o.kernel, o.initrd, o.append = s.Kernel, s.Initrd, s.Append
+	o.cpus, o.memory, o.command = s.CPUs, s.Memory, s.Command
+	if o.model, err = vcpu.ParseModel(s.Model); err != nil {
+		return err
+	}
+	for _, ok := range []bool{
+		named(&o.transport, s.Transport, transports),
+		named(&o.protocol, s.Protocol, protocols),
+		named(&o.unpack, s.Unpack, unpackers),
+	} {
+		if !ok {
+			return fmt.Errorf("unknown transport %q, protocol %q or unpacking %q", s.Transport, s.Protocol, s.Unpack)
+		}
 	}
 	o.disks, o.nets = nil, nil
 	for _, d := range s.Disks {
-		o.disks = append(o.disks, diskOption{d.Path, d.ReadOnly})
+		option := diskOption{d.Path, d.ReadOnly}
+		now, err := describeDisk(option)
+		if err != nil {
+			return err
+		}
+		if now.Size != d.Size || !now.ModTime.Equal(d.ModTime) {
+			return fmt.Errorf("%s has changed since the guest was saved: going on would damage its file systems", d.Path)
+		}
+		o.disks = append(o.disks, option)
+	}
+	if len(o.disks) == 0 {
+		o.disks = []diskOption{{path: "none"}}
 	}
 	for _, n := range s.Nets {
 		o.nets = append(o.nets, netOption{tap: n.Tap, mac: n.MAC, queues: n.Queues})
 	}
-	return nil
+	return o.check()
+}
+
+// named sets p to the value of that name, if there is one.
+func named[T any](p *T, name string, values map[string]T) bool {
+	v, ok := values[name]
+	if ok {
+		*p = v
+	}
+	return ok
 }
 
 func loadCommand(ctx context.Context, args []string) error {
@@ -93,8 +162,7 @@ func loadCommand(ctx context.Context, args []string) error {
 		return err
 	}
 	if len(rest) != 1 {
-		fmt.Fprintln(os.Stderr, "usage: vmm load [flags] DIR")
-		return exitStatus(statusUsage)
+		return usageError("usage: vmm load [flags] DIR")
 	}
 	if err := o.readOptions(rest[0]); err != nil {
 		return err
@@ -104,7 +172,7 @@ func loadCommand(ctx context.Context, args []string) error {
 	} else if nested {
 		return errors.New("load: a saved guest goes on only under the KVM that saved it, and this host's cannot run a kernel")
 	}
-	return runOnce(ctx, o, rest[0])
+	return runUntilOff(ctx, o, rest[0])
 }
 
 // eachData calls f for every range of the file that is not a hole.

@@ -10,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 	"sync"
+	"time"
 
 	"github.com/vmkit-go/vmkit/disk"
 	"github.com/vmkit-go/vmkit/internal/debian"
@@ -33,16 +34,36 @@ type session struct {
 	machine *vm.Machine
 	result  guest.Result
 	serial  *tail
-	console io.Reader // what the user types at an interactive console
-	escape  *escapeReader
-	saved   string // the directory that vmm save has filled
-	tempDir string // holds the root disk made for this run
+	term    *terminal // nil: standard input is none, or is a command's
+	input   io.Reader // what the user types at an interactive console
+	console *virtio.Console
+	outputs []*output
+	signals *io.PipeWriter // names of signals for the command
+	left    bool           // Ctrl-A x was typed
+	saved   string         // the directory that vmm save has filled
+	tempDir string         // holds the root disk made for this run
 	cancel  context.CancelFunc
 }
 
-func (s *session) close() (err error) {
+// close releases everything. All that the guest has written is then passed
+// on, however long that takes, or until ctx is done.
+func (s *session) close(ctx context.Context) (err error) {
+	for _, o := range s.outputs {
+		o.end()
+	}
 	if s.machine != nil {
 		err = s.machine.Close()
+	}
+	if s.signals != nil {
+		s.signals.Close()
+	}
+	if ctx.Err() != nil {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(context.WithoutCancel(ctx), time.Second)
+		defer cancel()
+	}
+	for _, o := range s.outputs {
+		o.drain(ctx)
 	}
 	if s.tempDir != "" {
 		err = errors.Join(err, os.RemoveAll(s.tempDir))
@@ -112,11 +133,10 @@ func (s *session) devices() (_ []virtio.Device, err error) {
 		}
 		devices = append(devices, dev)
 	}
-	console, err := virtio.NewConsole(s.consoleConfig())
-	if err != nil {
+	if s.console, err = virtio.NewConsole(s.consoleConfig()); err != nil {
 		return devices, err
 	}
-	devices = append(devices, console)
+	devices = append(devices, s.console)
 	rng, err := virtio.NewRNG(virtio.RNGConfig{})
 	if err != nil {
 		return devices, err
@@ -128,14 +148,46 @@ func (s *session) devices() (_ []virtio.Device, err error) {
 // user without a command the console itself.
 func (s *session) consoleConfig() virtio.ConsoleConfig {
 	if len(s.o.command) == 0 {
-		return virtio.ConsoleConfig{In: s.console, Out: os.Stdout}
+		cols, rows := s.term.size()
+		return virtio.ConsoleConfig{In: s.input, Out: s.output(os.Stdout), Cols: cols, Rows: rows}
 	}
+	signals, w := io.Pipe()
+	s.signals = w
 	return virtio.ConsoleConfig{Ports: []virtio.ConsolePort{
+		{Name: guest.PortSignal, In: signals},
 		{Name: guest.PortStdin, In: os.Stdin, CloseAtEOF: true},
-		{Name: guest.PortStdout, Out: os.Stdout},
-		{Name: guest.PortStderr, Out: os.Stderr},
+		{Name: guest.PortStdout, Out: s.output(os.Stdout)},
+		{Name: guest.PortStderr, Out: s.output(os.Stderr)},
 		{Name: guest.PortExit, Out: &s.result},
 	}}
+}
+
+// output is the way to one of vmm's own streams. When nobody reads that any
+// more the command in the guest hears of it, as it would without a guest
+// between.
+func (s *session) output(f *os.File) *output {
+	o := newOutput(f, func() {
+		if len(s.o.command) > 0 {
+			go s.signal("PIPE")
+		} else {
+			s.cancel()
+		}
+	})
+	s.outputs = append(s.outputs, o)
+	return o
+}
+
+// stopGrace is how long a command may take to end after a signal. Then the
+// guest is turned off.
+const stopGrace = 10 * time.Second
+
+// signal sends the command in the guest a signal, such as "TERM". If it has
+// not ended after some time, the guest does.
+func (s *session) signal(name string) {
+	timer := time.AfterFunc(stopGrace, s.cancel)
+	if _, err := io.WriteString(s.signals, name+"\n"); err != nil {
+		timer.Stop() // the session has ended
+	}
 }
 
 // config is the machine that the options describe, without what it boots.
@@ -184,7 +236,9 @@ func (s *session) start(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	cfg.Boot = boot.Linux{Kernel: image, Initrd: initrd, Cmdline: s.cmdline()}
+	cfg.Boot = boot.Linux{
+		Kernel: image, Initrd: initrd, Cmdline: s.cmdline(), Protocol: s.o.protocol, Unpack: s.o.unpack,
+	}
 	s.machine, err = vm.New(cfg)
 	return err
 }

@@ -1,9 +1,11 @@
 package main
 
 import (
+	"context"
 	"fmt"
 	"io"
 	"os"
+	"os/signal"
 	"sync"
 
 	"golang.org/x/sys/unix"
@@ -45,6 +47,27 @@ func (t *terminal) restore() {
 	t.once.Do(func() { _ = unix.IoctlSetTermios(t.fd, unix.TCSETS, &t.old) })
 }
 
+// resized calls f with the terminal's size whenever it changes, until ctx is
+// done.
+func (t *terminal) resized(ctx context.Context, f func(cols, rows uint16)) {
+	if t == nil {
+		return
+	}
+	changed := make(chan os.Signal, 1)
+	signal.Notify(changed, unix.SIGWINCH)
+	go func() {
+		defer signal.Stop(changed)
+		for {
+			select {
+			case <-ctx.Done():
+				return
+			case <-changed:
+				f(t.size())
+			}
+		}
+	}()
+}
+
 // size is the terminal's columns and rows, 80 by 24 if it does not tell.
 func (t *terminal) size() (cols, rows uint16) {
 	if t != nil {
@@ -59,14 +82,21 @@ func (t *terminal) size() (cols, rows uint16) {
 // QEMU and screen.
 const escape = 0x01
 
+// endOfInput is Ctrl-D, at which a terminal ends its input.
+const endOfInput = 0x04
+
 // escapeReader passes on what the user types, except for Ctrl-A and the key
-// after it: x calls onExit, s calls onSave, a Ctrl-A sends one Ctrl-A.
+// after it: x calls onExit, h and ? call onHelp, a Ctrl-A sends one Ctrl-A.
+// At the end of r it sends atEOF.
 type escapeReader struct {
 	r       io.Reader
+	atEOF   []byte
 	onExit  func()
-	onSave  func()
+	onHelp  func()
 	pending bool
 }
+
+const escapeHelp = "\r\nvmm: Ctrl-A x leaves, Ctrl-A Ctrl-A sends a Ctrl-A\r\n"
 
 func (e *escapeReader) Read(p []byte) (int, error) {
 	for {
@@ -79,8 +109,8 @@ func (e *escapeReader) Read(p []byte) (int, error) {
 				switch b {
 				case 'x', 'X':
 					e.onExit()
-				case 's', 'S':
-					e.onSave()
+				case 'h', '?':
+					e.onHelp()
 				case escape:
 					p[out] = escape
 					out++
@@ -92,8 +122,15 @@ func (e *escapeReader) Read(p []byte) (int, error) {
 				out++
 			}
 		}
-		if out > 0 || err != nil {
-			return out, err
+		if err == io.EOF && out == 0 && len(e.atEOF) > 0 {
+			out = copy(p, e.atEOF)
+			e.atEOF = e.atEOF[out:]
+		}
+		if out > 0 {
+			return out, nil // r gives its error again
+		}
+		if err != nil {
+			return 0, err
 		}
 	}
 }

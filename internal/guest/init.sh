@@ -70,7 +70,16 @@ fi
 
 if [ -n "$command" ]; then
 	. /vmkit/command # set -- the words
-	$bb chroot $new "$@" </run/vmkit.in >/run/vmkit.out 2>/run/vmkit.err
+	if [ -e /run/vmkit.signal ]; then
+		while read -r name; do
+			until [ -s /run/vmkit.pid ]; do $bb usleep 10000; done
+			read -r pid </run/vmkit.pid
+			kill -s "$name" "-$pid"
+		done </run/vmkit.signal 2>/dev/null &
+	fi
+	# The command leads a process group of its own, which gets the signals.
+	$bb setsid /bin/sh -c 'echo $$ >/run/vmkit.pid; exec /bin/busybox chroot "$@"' sh $new "$@" \
+		</run/vmkit.in >/run/vmkit.out 2>/run/vmkit.err
 	halt $?
 fi
 tty=/dev/ttyS0

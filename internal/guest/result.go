@@ -14,6 +14,9 @@ const (
 	PortStdout = "vmkit.out"
 	PortStderr = "vmkit.err"
 	PortExit   = "vmkit.exit"
+	// PortSignal is optional: it takes names of signals for the command,
+	// such as TERM, a line each. It comes before the others.
+	PortSignal = "vmkit.signal"
 )
 
 // ErrNoStatus means that the guest ended without telling the status of its
