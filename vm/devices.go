@@ -43,41 +43,37 @@ func (m *Machine) attach(d virtio.Device) error {
 	}
 	name := fmt.Sprintf("%s%d", kind, n)
 	host := virtio.Host{Name: name, Memory: m.mem, Inbox: m.inbox, Log: m.log}
-	var (
-		s   slot
-		err error
-	)
+	attach := m.attachPCI
 	if m.cfg.Transport == MMIO {
-		s, err = m.attachMMIO(d, host)
-	} else {
-		s, err = m.attachPCI(d, host)
+		attach = m.attachMMIO
 	}
-	if err != nil {
+	if err := attach(d, host); err != nil {
 		return fmt.Errorf("%s: %w", name, err)
 	}
-	s.name = name
-	m.slots = append(m.slots, s)
-	m.parts = append(m.parts, part{name, s.transport})
 	return nil
 }
 
-func (m *Machine) attachMMIO(d virtio.Device, host virtio.Host) (slot, error) {
+// occupy records a slot. From here on closing the transport closes the device.
+func (m *Machine) occupy(name string, s slot) {
+	s.name = name
+	m.slots = append(m.slots, s)
+	m.parts = append(m.parts, part{name, s.transport})
+}
+
+func (m *Machine) attachMMIO(d virtio.Device, host virtio.Host) error {
 	gsi, ok := platform.MMIOGSI(len(m.slots))
 	if !ok {
-		return slot{}, fmt.Errorf("no room: MMIO has %d slots", platform.MaxMMIOSlots)
+		return fmt.Errorf("no room: MMIO has %d slots", platform.MaxMMIOSlots)
 	}
 	base := uint64(platform.MMIOBase + len(m.slots)*platform.MMIOSize)
 	t, err := virtio.NewMMIO(d, virtio.MMIOConfig{
 		Host: host, Base: base, Line: m.engine.Line(int(gsi)), Doorbells: m.engine,
 	})
 	if err != nil {
-		return slot{}, err
+		return err
 	}
-	if err := m.mmio.Map(base, platform.MMIOSize, t); err != nil {
-		t.Close()
-		return slot{}, err
-	}
-	return slot{transport: t, base: base, gsi: gsi}, nil
+	m.occupy(host.Name, slot{transport: t, base: base, gsi: gsi})
+	return m.mmio.Map(base, platform.MMIOSize, t)
 }
 
 // addBus makes the PCI bus with its host bridge, unless devices are on MMIO.
@@ -99,21 +95,18 @@ func (m *Machine) addBus() error {
 	return nil
 }
 
-func (m *Machine) attachPCI(d virtio.Device, host virtio.Host) (slot, error) {
+func (m *Machine) attachPCI(d virtio.Device, host virtio.Host) error {
 	i := len(m.slots) + 1 // the host bridge has slot 0
 	if i >= pci.Slots {
-		return slot{}, fmt.Errorf("no room: the PCI bus has %d slots for devices", pci.Slots-1)
+		return fmt.Errorf("no room: the PCI bus has %d slots for devices", pci.Slots-1)
 	}
 	t, err := virtio.NewPCI(d, virtio.PCIConfig{
 		Host: host, Bus: &m.mmio, MSI: m.engine, Doorbells: m.engine,
 		BAR: platform.PCIWindowBase + uint64(i)*virtio.PCIBARSize,
 	})
 	if err != nil {
-		return slot{}, err
+		return err
 	}
-	if err := m.pci.Add(i, t.Function()); err != nil {
-		t.Close()
-		return slot{}, err
-	}
-	return slot{transport: t}, nil
+	m.occupy(host.Name, slot{transport: t})
+	return m.pci.Add(i, t.Function())
 }

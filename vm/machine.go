@@ -181,10 +181,9 @@ func New(cfg Config) (*Machine, error) {
 func build(cfg Config, cpuid vcpu.CPUID) (_ *Machine, err error) {
 	m := &Machine{done: make(chan struct{}), inbox: inbox.New()}
 	m.life, m.kill = context.WithCancel(context.Background())
-	attached := 0
 	defer func() {
 		if err != nil {
-			err = errors.Join(err, m.Close(), closeDevices(cfg.Devices[attached:]))
+			err = errors.Join(err, m.Close(), closeDevices(cfg.Devices[len(m.slots):]))
 		}
 	}()
 	if err := cfg.validate(); err != nil {
@@ -209,7 +208,6 @@ func build(cfg Config, cpuid vcpu.CPUID) (_ *Machine, err error) {
 		if err := m.attach(d); err != nil {
 			return nil, err
 		}
-		attached++
 	}
 	if err := m.addCPUs(); err != nil {
 		return nil, err
