@@ -50,7 +50,7 @@ type Loop struct {
 	direct bool // a caller of Do uses the CPU while no Run is active
 	pauses int
 	stop   bool
-	done   bool // the context of Run is done
+	ctx    context.Context // of the Run that is active
 	jobs   []*job
 }
 
@@ -93,14 +93,15 @@ func (l *Loop) Run(ctx context.Context) (Reason, error) {
 	for l.direct {
 		l.cond.Wait()
 	}
-	l.done = false
+	l.ctx = ctx
 	l.mu.Unlock()
 
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
+	// It may still be on its way when another Run has begun, so it says
+	// nothing but "look".
 	unwatch := context.AfterFunc(ctx, func() {
 		l.mu.Lock()
-		l.done = true
 		l.cond.Broadcast()
 		l.mu.Unlock()
 		l.cpu.Kick()
@@ -119,7 +120,7 @@ func (l *Loop) Run(ctx context.Context) (Reason, error) {
 	stopped := l.stop
 	l.stop = false
 	l.runJobs()
-	l.active = false
+	l.active, l.ctx = false, nil
 	l.cond.Broadcast()
 	l.mu.Unlock()
 	if err == nil && reason == ExitNone && !stopped {
@@ -167,7 +168,7 @@ func (l *Loop) attend() bool {
 	defer l.mu.Unlock()
 	for {
 		l.runJobs()
-		if l.stop || l.done {
+		if l.stop || l.ctx.Err() != nil {
 			l.parked = false
 			return true
 		}

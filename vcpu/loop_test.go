@@ -242,6 +242,24 @@ func TestLoopContext(t *testing.T) {
 	l.Resume()
 }
 
+// TestLoopRunAgain: the end of one Run's context does not reach the next Run.
+func TestLoopRunAgain(t *testing.T) {
+	l := NewLoop(newFake(), LoopConfig{})
+	for range 300 {
+		ctx, cancel := context.WithCancel(t.Context())
+		done := start(ctx, l)
+		l.Stop()
+		go cancel()
+		if err := <-done; err != nil && !errors.Is(err, context.Canceled) {
+			t.Fatal(err)
+		}
+		again := start(t.Context(), l)
+		must(t, l.Do(func(CPU) error { return nil }))
+		l.Stop()
+		must(t, <-again)
+	}
+}
+
 func TestPauseAll(t *testing.T) {
 	var loops []*Loop
 	var done []<-chan error

@@ -99,7 +99,8 @@ func (c *CPU) close() error {
 }
 
 // kickSignal makes KVM_RUN return. The Go runtime has a handler for it, which
-// it uses itself to preempt goroutines and which tolerates others' signals.
+// it uses itself to preempt goroutines and which tolerates others' signals. A
+// program must not ignore it (signal.Ignore).
 const kickSignal = unix.SIGURG
 
 // Kick makes the current Run, or else the next one, return ExitKick.
