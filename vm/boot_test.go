@@ -11,12 +11,14 @@ import (
 
 	"github.com/vmkit-go/vmkit/internal/debian"
 	"github.com/vmkit-go/vmkit/internal/guest"
+	"github.com/vmkit-go/vmkit/internal/kvmtest"
 	"github.com/vmkit-go/vmkit/vm"
 	"github.com/vmkit-go/vmkit/vm/boot"
 )
 
 func TestBootLinux(t *testing.T) {
-	ctx, cancel := context.WithTimeout(t.Context(), 60*time.Second)
+	kvmtest.NeedNative(t, kvmtest.Open(t))
+	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
 	defer cancel()
 	k, err := debian.FetchKernel(ctx, os.Stderr)
 	require.NoError(t, err)
