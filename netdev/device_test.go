@@ -31,7 +31,7 @@ func TestTransmit(t *testing.T) {
 		a, b := newPipe(t, PipeConfig{})
 		g := newGuest(t, a, Config{MAC: testMAC}, direct)
 		g.activate(f|baseFeatures, 64)
-		for i := range 500 {
+		for i := range 150 {
 			want := testFrame(broadcast, 60+i, byte(i))
 			g.send(1, Header{}, want)
 			_, got := read1(t, b.Queue(0))
@@ -49,7 +49,7 @@ func TestReceiveMergeable(t *testing.T) {
 		a, b := newPipe(t, PipeConfig{})
 		g := newGuest(t, a, Config{MAC: testMAC}, direct)
 		g.activate(f|baseFeatures|featMrgRxBuf|featGuestCsum|featGuestTSO4, 256)
-		for i := range 300 {
+		for i := range 150 {
 			for g.rings[0].Free() > 0 {
 				g.offer(0, 700)
 			}

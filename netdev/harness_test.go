@@ -72,7 +72,7 @@ const (
 	ringBase = 0x1000
 	ringStep = 0x40000
 	bufBase  = 0x800000
-	memSize  = 64 << 20
+	memSize  = 16 << 20
 )
 
 // guest is a driver for one device.
@@ -149,7 +149,7 @@ func (g *guest) offer(q int, n uint32) {
 	g.t.Helper()
 	b := virtiotest.Buf{Addr: g.next, Len: n, Write: true}
 	g.next += uint64(n+63) &^ 63
-	if g.next > memSize-1<<20 {
+	if g.next > memSize-2<<20 {
 		g.next = bufBase
 	}
 	head, err := g.rings[q].Add(b)
@@ -218,7 +218,7 @@ func (g *guest) send(q int, h Header, frame []byte) {
 	copy(p[HeaderLen:], frame)
 	addr := g.next
 	g.next += uint64(len(p)+63) &^ 63
-	if g.next > memSize-1<<20 {
+	if g.next > memSize-2<<20 {
 		g.next = bufBase
 	}
 	require.NoError(g.t, g.mem.Write(addr, p))

@@ -119,7 +119,7 @@ func TestTapTCP(t *testing.T) {
 				require.NoError(t, e.Configure(Settings{Queues: 1, Offload: o}))
 			}
 			gso := bridge(t, a.Queue(0), b.Queue(0))
-			transfer(t, ns1, ns2, 2, 8<<20)
+			transfer(t, ns1, ns2, 2, 3<<20)
 			require.Equal(t, o&OffloadTSO4 != 0, gso.Load() > 0, "%d frames for segmentation", gso.Load())
 		})
 	}
@@ -136,7 +136,7 @@ func TestPipeTCP(t *testing.T) {
 	}
 	left := bridge(t, a.Queue(0), x.Queue(0))
 	right := bridge(t, b.Queue(0), y.Queue(0))
-	transfer(t, ns1, ns2, 2, 8<<20)
+	transfer(t, ns1, ns2, 2, 3<<20)
 	require.Positive(t, left.Load())
 	require.Positive(t, right.Load())
 }
@@ -203,7 +203,7 @@ func TestDeviceTCP(t *testing.T) {
 					}
 				}
 			})
-			transfer(t, ns[0], ns[1], 2, 4<<20)
+			transfer(t, ns[0], ns[1], 2, 1<<20)
 			close(stop)
 			wg.Wait()
 		})
