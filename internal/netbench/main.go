@@ -47,8 +47,19 @@ while read -r m; do insmod "/vmkit/$m"; done </vmkit/modules
 until [ -e /sys/class/net/eth0 ]; do usleep 1000; done
 ip addr add 10.0.0.2/24 dev eth0; ip link set eth0 up
 /bin/peer client 10.0.0.1 $seconds || echo "result failed $?"
+[ -z "$verbose" ] || { grep Tcp: /proc/net/snmp; cat /proc/net/dev /proc/interrupts; }
+echo "result done 0"
 while :; do sleep 60; done
 `
+
+func (o *options) script() string {
+	verbose := ""
+	if o.verbose {
+		verbose = "verbose=yes\n"
+	}
+	first, rest, _ := strings.Cut(initScript, "\n")
+	return first + "\n" + verbose + strings.ReplaceAll(rest, "$seconds", fmt.Sprint(o.seconds))
+}
 
 func main() {
 	agent.Main()
@@ -106,7 +117,7 @@ func outside(ctx context.Context, o options) (err error) {
 		Kernel:  k,
 		Modules: []string{"virtio_pci", "virtio_mmio", "virtio_net"},
 		Files: map[string]guest.File{
-			"init":     {Mode: 0o755, Data: []byte(strings.ReplaceAll(initScript, "$seconds", fmt.Sprint(o.seconds)))},
+			"init":     {Mode: 0o755, Data: []byte(o.script())},
 			"bin/peer": {Mode: 0o755, Data: peer},
 		},
 		Log: os.Stderr,

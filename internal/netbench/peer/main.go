@@ -233,6 +233,5 @@ func client(sa unix.Sockaddr, d time.Duration) error {
 	}
 	fmt.Printf("result rx %.2f\n", float64(total)/1e6/time.Since(begin).Seconds())
 	unix.Close(int(c))
-	fmt.Println("result done 0")
 	return nil
 }
