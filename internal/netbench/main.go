@@ -64,7 +64,7 @@ func (o *options) script() string {
 func main() {
 	agent.Main()
 	var o options
-	flag.IntVar(&o.rounds, "rounds", 5, "how often each machine is measured")
+	flag.IntVar(&o.rounds, "rounds", 3, "how often each machine is measured")
 	flag.Float64Var(&o.seconds, "seconds", 2, "how long each measurement takes")
 	flag.IntVar(&o.queues, "queues", 1, "queue pairs")
 	flag.IntVar(&o.cpus, "cpus", 1, "CPUs of the guest")
