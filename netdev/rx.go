@@ -219,7 +219,7 @@ func (r *receiver) fill() bool {
 // take takes one more chain. One that cannot hold even a byte of a frame is
 // answered empty.
 func (r *receiver) take() bool {
-	for r.count < len(r.chains) {
+	for r.count < len(r.chains) && !r.stop.Load() {
 		c := &r.chains[(r.head+r.count)&(len(r.chains)-1)]
 		if !r.queue.Pop(c) {
 			return false
