@@ -6,6 +6,7 @@ import (
 	"io"
 	"io/fs"
 	"os"
+	"path/filepath"
 	"sync"
 	"sync/atomic"
 
@@ -126,6 +127,10 @@ func openFile(path string, cfg FileConfig, flags int, size int64) (_ *File, err 
 	}
 	if flags&os.O_CREATE != 0 {
 		if err = file.Truncate(size); err != nil {
+			return fail(err)
+		}
+		// Flush makes content durable, but not the file's name.
+		if err = syncDir(filepath.Dir(path)); err != nil {
 			return fail(err)
 		}
 	}
@@ -447,6 +452,18 @@ func (f *File) closeFiles() error {
 		err = errors.Join(err, f.direct.Close())
 	}
 	return err
+}
+
+func syncDir(path string) error {
+	d, err := os.Open(path)
+	if err != nil {
+		return err
+	}
+	defer d.Close()
+	if err := d.Sync(); err != nil && !errors.Is(err, errors.ErrUnsupported) && !errors.Is(err, unix.EINVAL) {
+		return err
+	}
+	return nil
 }
 
 func retry(fn func() error) error {

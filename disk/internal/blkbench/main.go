@@ -42,7 +42,7 @@ func main() {
 	dev := flag.String("dev", "/dev/vda", "block `device` or file; its content is lost when writes are measured")
 	span := flag.Int64("span", 256<<20, "`bytes` of the device to use")
 	for_ := flag.Duration("time", 2*time.Second, "how long each load runs")
-	only := flag.String("only", "", "comma-separated `names` of loads; all if empty")
+	only := flag.String("only", "", "`names` of loads, with commas or slashes between them; all if empty")
 	rounds := flag.Int("rounds", 1, "how often to run all loads")
 	flag.Parse()
 	if err := run(*dev, *span, *for_, *only, *rounds); err != nil {
@@ -59,7 +59,7 @@ func run(dev string, span int64, d time.Duration, only string, rounds int) error
 	defer unix.Close(fd)
 	for range rounds {
 		for _, l := range loads {
-			if only != "" && !strings.Contains(","+only+",", ","+l.name+",") {
+			if only != "" && !strings.Contains(","+strings.ReplaceAll(only, "/", ",")+",", ","+l.name+",") {
 				continue
 			}
 			n, took, err := measure(fd, span, d, l)
