@@ -67,6 +67,9 @@ func (m machine) run(ctx context.Context, o options, last string, inspect func(p
 	if err != nil {
 		return nil, err
 	}
+	if o.verbose {
+		fmt.Printf("%s: starts\n", m.name)
+	}
 	start := time.Now()
 	if err := cmd.Start(); err != nil {
 		return nil, fmt.Errorf("%s: %w", m.name, err)
