@@ -6,6 +6,7 @@ import (
 	"github.com/vmkit-go/vmkit/memory"
 	"github.com/vmkit-go/vmkit/vcpu"
 	"github.com/vmkit-go/vmkit/vcpu/kvmcpu"
+	"github.com/vmkit-go/vmkit/vm/boot"
 )
 
 // newEngine is the one place that decides what runs the CPUs.
@@ -34,12 +35,25 @@ func (m *Machine) addCPUs() error {
 	return nil
 }
 
-// boot loads the first program and points CPU 0 at it.
-func (m *Machine) boot() error {
-	entry, err := m.cfg.Boot.Load(m.mem, m.hardware())
-	if err != nil {
-		return err
+// load starts to load the first program into the machine's memory. The
+// function returned waits for the end of that and, if the machine is otherwise
+// complete, points CPU 0 at the program.
+func (m *Machine) load(l boot.Loader) (enter func(complete bool) error) {
+	type result struct {
+		entry boot.Entry
+		err   error
 	}
-	state := entry.State()
-	return m.loops[0].Do(func(c vcpu.CPU) error { return c.SetState(&state) })
+	loaded := make(chan result, 1)
+	go func() {
+		entry, err := l.Load(m.mem, m.hardware())
+		loaded <- result{entry, err}
+	}()
+	return func(complete bool) error {
+		r := <-loaded
+		if r.err != nil || !complete {
+			return r.err
+		}
+		state := r.entry.State()
+		return m.loops[0].Do(func(c vcpu.CPU) error { return c.SetState(&state) })
+	}
 }

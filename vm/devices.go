@@ -20,8 +20,6 @@ type transport interface {
 type slot struct {
 	name      string
 	transport transport
-	base      uint64 // MMIO: the register window
-	gsi       uint32 // MMIO: the interrupt line
 }
 
 var typeNames = map[virtio.Type]string{
@@ -60,19 +58,25 @@ func (m *Machine) occupy(name string, s slot) {
 	m.parts = append(m.parts, part{name, s.transport})
 }
 
+// mmioSlot returns the register window and the interrupt line of MMIO device i,
+// if there is room for it.
+func mmioSlot(i int) (base uint64, gsi uint32, ok bool) {
+	gsi, ok = platform.MMIOGSI(i)
+	return uint64(platform.MMIOBase + i*platform.MMIOSize), gsi, ok
+}
+
 func (m *Machine) attachMMIO(d virtio.Device, host virtio.Host) error {
-	gsi, ok := platform.MMIOGSI(len(m.slots))
+	base, gsi, ok := mmioSlot(len(m.slots))
 	if !ok {
 		return fmt.Errorf("no room: MMIO has %d slots", platform.MaxMMIOSlots)
 	}
-	base := uint64(platform.MMIOBase + len(m.slots)*platform.MMIOSize)
 	t, err := virtio.NewMMIO(d, virtio.MMIOConfig{
 		Host: host, Base: base, Line: m.engine.Line(int(gsi)), Doorbells: m.engine,
 	})
 	if err != nil {
 		return err
 	}
-	m.occupy(host.Name, slot{transport: t, base: base, gsi: gsi})
+	m.occupy(host.Name, slot{transport: t})
 	return m.mmio.Map(base, platform.MMIOSize, t)
 }
 

@@ -166,19 +166,17 @@ func New(cfg Config) (*Machine, error) {
 	if cfg.Boot == nil {
 		return nil, errors.Join(errors.New("vm: nothing to boot: Config.Boot is nil"), closeDevices(cfg.Devices))
 	}
-	m, err := build(cfg, nil)
+	m, err := build(cfg, nil, cfg.Boot)
 	if err != nil {
 		return nil, fmt.Errorf("vm: %w", err)
-	}
-	if err := m.boot(); err != nil {
-		return nil, errors.Join(fmt.Errorf("vm: %w", err), m.Close())
 	}
 	return m, nil
 }
 
-// build makes a machine with nothing in its memory. The devices belong to it
-// from here on: after an error they are closed.
-func build(cfg Config, cpuid vcpu.CPUID) (_ *Machine, err error) {
+// build makes a machine with what boot loads in its memory, or with nothing if
+// that is nil. The devices belong to it from here on: after an error they are
+// closed.
+func build(cfg Config, cpuid vcpu.CPUID, boot boot.Loader) (_ *Machine, err error) {
 	m := &Machine{done: make(chan struct{}), inbox: inbox.New()}
 	m.life, m.kill = context.WithCancel(context.Background())
 	defer func() {
@@ -194,6 +192,16 @@ func build(cfg Config, cpuid vcpu.CPUID) (_ *Machine, err error) {
 	m.mem, err = memory.New(memory.Config{Size: cfg.Memory, HugePages: cfg.HugePages, Anonymous: true})
 	if err != nil {
 		return nil, err
+	}
+	if boot != nil {
+		// Unpacking a kernel takes CPUs, and setting up KVM waits for the
+		// host's kernel: do both at once.
+		enter := m.load(boot)
+		defer func() {
+			if e := enter(err == nil); err == nil {
+				err = e
+			}
+		}()
 	}
 	if m.engine, err = newEngine(m.mem, cfg, cpuid); err != nil {
 		return nil, err

@@ -96,12 +96,17 @@ func (m *Machine) typeInto(com *serial.UART) {
 // crashed is called by pvpanic when the guest's kernel has panicked.
 func (m *Machine) crashed() { m.finish(ErrCrash) }
 
-// hardware describes the machine for its firmware tables.
+// hardware describes the machine for its firmware tables. It reads nothing but
+// the configuration, since the machine is still being made.
 func (m *Machine) hardware() acpi.Config {
 	hw := acpi.Config{CPUs: m.cfg.CPUs, Serial: true, RTC: true, Pvpanic: true}
 	if m.cfg.Transport == MMIO {
-		for _, s := range m.slots {
-			hw.MMIO = append(hw.MMIO, acpi.MMIODevice{Base: s.base, Size: platform.MMIOSize, GSI: s.gsi})
+		for i := range m.cfg.Devices {
+			base, gsi, ok := mmioSlot(i)
+			if !ok {
+				break // attach fails
+			}
+			hw.MMIO = append(hw.MMIO, acpi.MMIODevice{Base: base, Size: platform.MMIOSize, GSI: gsi})
 		}
 		return hw
 	}

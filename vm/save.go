@@ -242,7 +242,7 @@ func load(cfg Config, r io.Reader) (*Machine, error) {
 	}
 	// The header is only compared after the machine is built, when it can
 	// speak for itself; but its CPUID is needed to build it.
-	m, err := build(cfg, have.CPUID)
+	m, err := build(cfg, have.CPUID, nil)
 	if err != nil {
 		return nil, err
 	}
