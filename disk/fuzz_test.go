@@ -106,7 +106,7 @@ func FuzzLoad(f *testing.F) {
 	require.NoError(f, err)
 	f.Add(st.Version, []byte(st.Data))
 	f.Add(1, []byte(`{"capacity":18446744073709551615}`))
-	f.Add(1, []byte(`{"capacity":1,"queues":1,"queueSize":256,"blockSize":512,"serial":"x","epoch":65535}`))
+	f.Add(1, []byte(`{"capacity":1,"queues":1,"queueSize":512,"blockSize":512,"serial":"x","epoch":65535}`))
 	f.Fuzz(func(t *testing.T, version int, data []byte) {
 		d, err := disk.NewDevice(newMemory(t, 1<<20), disk.Config{Serial: "x"})
 		require.NoError(t, err)

@@ -15,8 +15,8 @@ const (
 	publishBytes    = 128 << 10
 )
 
-// A request of this many bytes is left to a worker if another is waiting, so
-// that they are copied side by side.
+// A read of this many bytes is left to a worker if another request is waiting,
+// so that they are copied side by side. Writes to one file exclude each other.
 const parallelBytes = 256 << 10
 
 // queue is one request queue of an active device.
@@ -86,7 +86,7 @@ func (q *queue) serve() (n int64) {
 	n = r.n
 	var status byte
 	done := false
-	if n < parallelBytes || r.early != todo || !q.q.Pending() {
+	if r.kind != reqIn || n < parallelBytes || r.early != todo || !q.q.Pending() {
 		status, done = q.d.try(r)
 	}
 	r.ended = done
