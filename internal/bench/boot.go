@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"fmt"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -28,7 +29,7 @@ func boot(ctx context.Context, o options) error {
 	for range o.roundsOr(7) {
 		for _, m := range machines {
 			r, err := m.run(ctx, o, "init", func(int) error {
-				countExits(exits, m.name)
+				countExits(exits, m.name, o.verbose)
 				return nil
 			})
 			if err != nil {
@@ -53,7 +54,7 @@ func boot(ctx context.Context, o options) error {
 
 // countExits adds KVM's statistics, which are those of all machines that exist,
 // as far as the host has debugfs.
-func countExits(t *table, name string) {
+func countExits(t *table, name string, verbose bool) {
 	for _, stat := range []string{
 		"exits", "io_exits", "mmio_exits", "halt_exits", "irq_exits", "signal_exits",
 		"insn_emulation", "irq_injections", "pf_taken", "pf_fixed", "pages_2m",
@@ -64,6 +65,9 @@ func countExits(t *table, name string) {
 		}
 		if v, err := strconv.ParseFloat(strings.TrimSpace(string(data)), 64); err == nil {
 			t.add(name, stat, v)
+			if verbose {
+				fmt.Printf("%s: %s %g\n", name, stat, v)
+			}
 		}
 	}
 }

@@ -60,7 +60,11 @@ type result struct {
 func (m machine) run(ctx context.Context, o options, last string, inspect func(pid int) error) (_ []result, err error) {
 	ctx, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
-	cmd := exec.CommandContext(ctx, m.vmm, m.args...)
+	args := m.args
+	if o.verbose && m.vmm == vmmProgram {
+		args = append([]string{"-v"}, args...)
+	}
+	cmd := exec.CommandContext(ctx, m.vmm, args...)
 	cmd.Stderr = os.Stderr
 	cmd.WaitDelay = 10 * time.Second
 	out, err := cmd.StdoutPipe()

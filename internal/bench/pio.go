@@ -18,7 +18,7 @@ import (
 )
 
 const (
-	pioExits = 10000
+	pioExits = 3000
 	pioEntry = 0x1000
 	pioSize  = 0x10000
 	pioPort  = 0x10
@@ -31,24 +31,24 @@ var pioCode = []byte{0xe6, pioPort, 0x66, 0x49, 0x75, 0xfa, 0xf4}
 func pio(ctx context.Context, o options) error {
 	t := newTable("port write round trip", "ns")
 	const col = "time"
-	for range o.roundsOr(9) {
-		out, err := exec.CommandContext(ctx, pioProgram, fmt.Sprint(pioExits)).Output()
-		if err != nil {
-			return fmt.Errorf("%s: %w", pioProgram, err)
+	ways := []struct {
+		name    string
+		measure func(context.Context) (ns float64, err error)
+	}{{"C", pioC}, {"package kvm", pioKVM}, {"vcpu.Loop", pioLoop}}
+	for range o.roundsOr(25) {
+		for _, w := range ways {
+			if o.verbose {
+				fmt.Println(w.name, "starts")
+			}
+			ns, err := w.measure(ctx)
+			if err != nil {
+				return fmt.Errorf("%s: %w", w.name, err)
+			}
+			if o.verbose {
+				fmt.Printf("%s: %.0f ns\n", w.name, ns)
+			}
+			t.add(w.name, col, ns)
 		}
-		var ns float64
-		if _, err := fmt.Sscanf(string(out), "result c %g", &ns); err != nil {
-			return fmt.Errorf("%s said %q: %w", pioProgram, out, err)
-		}
-		t.add("C", col, ns)
-		if ns, err = pioKVM(); err != nil {
-			return err
-		}
-		t.add("package kvm", col, ns)
-		if ns, err = pioLoop(ctx); err != nil {
-			return err
-		}
-		t.add("vcpu.Loop", col, ns)
 	}
 	t.print()
 	figure("pio-c", t.median("C", col), "ns")
@@ -59,8 +59,20 @@ func pio(ctx context.Context, o options) error {
 	return nil
 }
 
+// pioC runs the program in C.
+func pioC(ctx context.Context) (ns float64, err error) {
+	out, err := exec.CommandContext(ctx, pioProgram, fmt.Sprint(pioExits)).Output()
+	if err != nil {
+		return 0, err
+	}
+	if _, err := fmt.Sscanf(string(out), "result c %g", &ns); err != nil {
+		return 0, fmt.Errorf("%q: %w", out, err)
+	}
+	return ns, nil
+}
+
 // pioKVM measures package kvm alone.
-func pioKVM() (ns float64, err error) {
+func pioKVM(context.Context) (ns float64, err error) {
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
 	sys, err := kvm.Open()
