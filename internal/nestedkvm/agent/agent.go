@@ -16,6 +16,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"time"
 
@@ -84,6 +85,11 @@ func serve() error {
 	if err := setup(&cfg); err != nil {
 		return err
 	}
+	held, err := holdKVM()
+	if err != nil {
+		return fmt.Errorf("hold KVM: %w", err)
+	}
+	defer runtime.KeepAlive(held)
 	ports, err := openPorts(cfg.Ports)
 	if err != nil {
 		return err
