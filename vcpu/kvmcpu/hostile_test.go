@@ -19,7 +19,9 @@ func TestHostileStates(t *testing.T) {
 	good := busyState(t, m)
 	m.start(good)
 	good = m.state()
-	r := rand.New(rand.NewPCG(7, uint64(time.Now().UnixNano())))
+	seed := uint64(time.Now().UnixNano())
+	t.Logf("seed %d", seed)
+	r := rand.New(rand.NewPCG(7, seed))
 	flip := func(p *uint64) { *p ^= 1 << r.Uint32N(64) }
 	var refused, failed, ran int
 	limit := time.Now().Add(3 * time.Second)

@@ -30,9 +30,8 @@ var elsewhere = []uint32{
 }
 
 // extra are MSRs that make up a CPU but are not in KVM's list: the memory type
-// ranges, the debug control.
+// ranges.
 var extra = []uint32{
-	msrDebugCtl,
 	0x200, 0x201, 0x202, 0x203, 0x204, 0x205, 0x206, 0x207,
 	0x208, 0x209, 0x20a, 0x20b, 0x20c, 0x20d, 0x20e, 0x20f,
 	0x250, 0x258, 0x259, 0x268, 0x269, 0x26a, 0x26b, 0x26c, 0x26d, 0x26e, 0x26f,
@@ -54,6 +53,11 @@ func (e *Engine) findMSRs(v *kvm.VCPU) error {
 		return err
 	}
 	list = append(list, extra...)
+	// For AMD guests KVM has none, yet takes a write with a complaint in the
+	// host's log.
+	if e.cpuid.Vendor() == "GenuineIntel" {
+		list = append(list, msrDebugCtl)
+	}
 	bank := []kvm.MSREntry{{Index: msrMCGCap}}
 	if _, err := v.GetMSRs(bank); err == nil {
 		for i := range uint32(min(bank[0].Data&0xff, 32)) * 4 {
