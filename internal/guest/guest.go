@@ -4,7 +4,7 @@
 //
 //	k, err := debian.FetchKernel(ctx, os.Stderr)
 //	initrd, err := guest.Initramfs(ctx, guest.Config{Kernel: k, Command: []string{"uname", "-r"}})
-//	console, result := guest.Console(guest.Streams{Stdout: os.Stdout})
+//	console, result, err := guest.Console(guest.Streams{Stdout: os.Stdout})
 //	... run a machine with them ...
 //	status, err := result.Status()
 package guest
