@@ -22,7 +22,9 @@ func TestRun(t *testing.T) {
 		defer cancel()
 		var out bytes.Buffer
 		require.NoError(t, run(ctx, transport, &out), "%v", transport)
-		require.Equal(t, text+text, out.String(), "%v", transport)
+		// The kernel has taken some for itself before.
+		require.Equal(t, 64, out.Len(), "%v", transport)
+		require.Contains(t, text+text+text, out.String(), "%v", transport)
 	}
 }
 

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/vmkit-go/vmkit/internal/nestedkvm"
+	"github.com/vmkit-go/vmkit/kvm"
 	"github.com/vmkit-go/vmkit/vcpu/kvmcpu"
 )
 
@@ -20,7 +21,12 @@ func (o *options) needsNested() (bool, error) {
 	inside := os.Getenv("VMKIT_NESTED") == "1"
 	switch {
 	case o.nested == "never" || inside:
-		return false, nil
+		// Find out about a missing permission before anything is fetched.
+		sys, err := kvm.Open()
+		if err != nil {
+			return false, err
+		}
+		return false, sys.Close()
 	case o.nested == "always":
 		return true, nil
 	}
@@ -101,6 +107,14 @@ func runNested(ctx context.Context, o *options, command string, args []string) e
 		if term != nil {
 			cols, rows := term.size()
 			cmd.Terminal = &nestedkvm.Size{Rows: rows, Columns: cols}
+			sizes := make(chan nestedkvm.Size)
+			cmd.Resized = sizes
+			term.resized(ctx, func(cols, rows uint16) {
+				select {
+				case sizes <- nestedkvm.Size{Rows: rows, Columns: cols}:
+				case <-ctx.Done():
+				}
+			})
 		}
 	}
 	cmd.Args = inner

@@ -245,7 +245,7 @@ func checkFile(what, path string) error {
 func checkDisk(d diskOption) error {
 	image, err := disk.Open(d.path, disk.FileConfig{ReadOnly: d.readOnly})
 	if err != nil {
-		return fmt.Errorf("disk: %w", err)
+		return err // it names the disk
 	}
 	return image.Close()
 }

@@ -12,7 +12,7 @@ import (
 // probeCommand says what this host can run, and why not.
 func probeCommand(_ context.Context, args []string) error {
 	if len(args) != 0 {
-		return fmt.Errorf("probe takes no arguments")
+		return usageError("probe takes no arguments")
 	}
 	row := func(name, format string, values ...any) {
 		fmt.Printf("%-18s %s\n", name, fmt.Sprintf(format, values...))

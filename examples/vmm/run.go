@@ -21,7 +21,7 @@ func runCommand(ctx context.Context, args []string) error {
 	}
 	o.command = rest
 	if len(o.command) > 0 && o.initrd != "" {
-		return errors.New("a COMMAND is run by vmm's own initramfs: leave out -initrd or the command")
+		return usageError("a COMMAND is run by vmm's own initramfs: leave out -initrd or the command")
 	}
 	if nested, err := o.needsNested(); err != nil {
 		return err

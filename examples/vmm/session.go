@@ -114,7 +114,7 @@ func (s *session) devices() (_ []virtio.Device, err error) {
 	for _, d := range s.o.disks {
 		image, err := disk.Open(d.path, disk.FileConfig{ReadOnly: d.readOnly})
 		if err != nil {
-			return devices, fmt.Errorf("disk: %w", err)
+			return devices, err // it names the disk
 		}
 		dev, err := disk.NewDevice(image, disk.Config{ReadOnly: d.readOnly, Queues: min(s.o.cpus, 4)})
 		if err != nil {
@@ -147,12 +147,17 @@ func (s *session) devices() (_ []virtio.Device, err error) {
 // consoleConfig gives a command its streams as ports of their own, and a
 // user without a command the console itself.
 func (s *session) consoleConfig() virtio.ConsoleConfig {
-	if len(s.o.command) == 0 {
-		cols, rows := s.term.size()
-		return virtio.ConsoleConfig{In: s.input, Out: s.output(os.Stdout), Cols: cols, Rows: rows}
-	}
 	signals, w := io.Pipe()
 	s.signals = w
+	if len(s.o.command) == 0 {
+		cols, rows := s.term.size()
+		return virtio.ConsoleConfig{
+			In: s.input, Out: s.output(os.Stdout), Cols: cols, Rows: rows,
+			// Nobody uses this one; but Linux takes the size of the
+			// terminal at the start only from a console with ports.
+			Ports: []virtio.ConsolePort{{Name: guest.PortSignal, In: signals}},
+		}
+	}
 	return virtio.ConsoleConfig{Ports: []virtio.ConsolePort{
 		{Name: guest.PortSignal, In: signals},
 		{Name: guest.PortStdin, In: os.Stdin, CloseAtEOF: true},
