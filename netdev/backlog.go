@@ -59,7 +59,7 @@ func (r *receiver) placeNow(b []byte) bool {
 	for !r.place(b) {
 		// Chains that do not suffice stay out of the queue, so that the
 		// driver is asked to notify of the next one and not of these.
-		if !r.queue.SetNotify(true) {
+		if r.stop.Load() || !r.queue.SetNotify(true) {
 			return false
 		}
 		r.queue.SetNotify(false)

@@ -1,6 +1,7 @@
 package netdev
 
 import (
+	"fmt"
 	"math/rand/v2"
 	"sync"
 	"testing"
@@ -15,6 +16,33 @@ import (
 // TestHostile lets a hostile driver at a device with two queue pairs, whose
 // endpoint receives and sends all the while.
 func TestHostile(t *testing.T) {
+	for _, record := range []bool{false, true} {
+		t.Run(fmt.Sprintf("record=%t", record), func(t *testing.T) { testHostile(t, record) })
+	}
+}
+
+// recorded is a device whose inbox lets nothing into guest memory early, as
+// that of a recording machine, though it delivers at once.
+type recorded struct{ *Device }
+
+func (d recorded) Attach(h *virtio.Host) error {
+	g := *h
+	g.Inbox = recordingInbox{h.Inbox}
+	return d.Device.Attach(&g)
+}
+
+type recordingInbox struct{ device.Inbox }
+
+func (b recordingInbox) Open(name string, r device.Receiver) (device.Port, error) {
+	p, err := b.Inbox.Open(name, r)
+	return recordingPort{p}, err
+}
+
+type recordingPort struct{ device.Port }
+
+func (recordingPort) Direct() bool { return false }
+
+func testHostile(t *testing.T, record bool) {
 	var mu sync.Mutex
 	var peers []Endpoint
 	t.Cleanup(func() {
@@ -24,6 +52,7 @@ func TestHostile(t *testing.T) {
 	})
 	in := make([]byte, MaxFrame)
 	virtiotest.Hostile(t, virtiotest.HostileConfig{
+		Steps: virtiotest.HostileSteps() / 2,
 		New: func() (virtio.Device, error) {
 			a, b, err := Pipe(PipeConfig{Queues: 2})
 			if err != nil {
@@ -32,7 +61,11 @@ func TestHostile(t *testing.T) {
 			mu.Lock()
 			defer mu.Unlock()
 			peers = append(peers, b)
-			return NewDevice(a, Config{QueueSize: 16, MAC: testMAC})
+			d, err := NewDevice(a, Config{QueueSize: 16, MAC: testMAC})
+			if record && err == nil {
+				return recorded{d}, nil
+			}
+			return d, err
 		},
 		Request: hostileRequest,
 		Outside: func(r *rand.Rand) {
