@@ -168,3 +168,13 @@ func TestTerminalRestored(t *testing.T) {
 		p.expect("vmm: interrupted")
 	}
 }
+
+// Without a terminal, the end of the input ends the shell.
+func TestConsoleFromPipe(t *testing.T) {
+	needNative(t)
+	cmd := command(t, "run", "-disk", "none")
+	cmd.Stdin = strings.NewReader("echo $((6*7))\n")
+	r := finish(t, cmd)
+	require.Equal(t, 0, r.status, "%s", r.stderr)
+	require.Contains(t, r.stdout, "42")
+}

@@ -163,6 +163,14 @@ func TestStreams(t *testing.T) {
 	require.True(t, r.stdout == string(data), "%d bytes came back of %d that were sent", len(r.stdout), len(data))
 }
 
+func TestNoSuchCommand(t *testing.T) {
+	needNative(t)
+	r := run(t, "run", "-disk", "none", "--", "no-such-command")
+	require.Equal(t, 127, r.status)
+	require.Contains(t, r.stderr, "no-such-command")
+	require.Empty(t, r.stdout)
+}
+
 // A reader that has had enough ends the command as it would without a guest
 // between, and one that is slow gets everything.
 func TestClosedOutput(t *testing.T) {
