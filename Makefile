@@ -10,7 +10,7 @@ FUZZTIME ?= 30s
 # without doorbells.
 STEPS ?= 40000000
 
-.PHONY: help demo test bench lint fuzz hostile deps
+.PHONY: help demo test bench lint fuzz proofs hostile deps
 
 help:
 	@echo 'make demo              boot Debian'\''s cloud kernel and run a command in it'
@@ -18,6 +18,7 @@ help:
 	@echo 'make bench [BENCH=X]   print the benchmark tables, and one line per figure; X picks one'
 	@echo 'make lint              gofmt, go vet, staticcheck'
 	@echo 'make fuzz [FUZZTIME=T] run every fuzz target for T (30s)'
+	@echo 'make proofs            every kernel, transport and number of CPUs; ten rounds of kill -9'
 	@echo 'make hostile [STEPS=N] set a hostile driver on every virtio device for N steps'
 
 demo: deps
@@ -34,6 +35,10 @@ lint:
 
 fuzz: deps
 	$(GO) run ./internal/build/testall -only fuzz -fuzztime $(FUZZTIME)
+
+proofs: deps
+	$(GO) build -o bin/nestedexec ./internal/nestedkvm/nestedexec
+	VMKIT_FULL=1 $(GO) test -timeout 40m -exec $(CURDIR)/bin/nestedexec -v -run 'TestBootMatrix|TestKill' ./examples/vmm
 
 hostile:
 	VMKIT_HOSTILE_STEPS=$(STEPS) $(GO) test -timeout 0 -run Hostile ./vm/virtio ./disk ./netdev
