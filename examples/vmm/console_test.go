@@ -178,3 +178,25 @@ func TestConsoleFromPipe(t *testing.T) {
 	require.Equal(t, 0, r.status, "%s", r.stderr)
 	require.Contains(t, r.stdout, "42")
 }
+
+// A guest that reboots is started again on the same disks.
+func TestReboot(t *testing.T) {
+	needNative(t)
+	cmd := command(t, "run", "-disk", rootDisk(t))
+	in, typing, err := os.Pipe()
+	require.NoError(t, err)
+	defer in.Close()
+	defer typing.Close()
+	cmd.Stdin = in
+	go func() { // what is typed while there is no shell is lost: type it again
+		for {
+			if _, err := typing.Write([]byte("[ -e /root/again ] && echo boot $((1+1)) && exit; touch /root/again; sync; reboot -f\n")); err != nil {
+				return
+			}
+			time.Sleep(3 * time.Second)
+		}
+	}()
+	r := finish(t, cmd)
+	require.Contains(t, r.stdout, "boot 2", "%s", r.stderr)
+	require.Contains(t, r.stderr, "rebooted")
+}

@@ -37,6 +37,7 @@ type session struct {
 	term    *terminal // nil: standard input is none, or is a command's
 	input   io.Reader // what the user types at an interactive console
 	console *virtio.Console
+	images  []io.Closer // to be closed after the machine
 	outputs []*output
 	signals *io.PipeWriter // names of signals for the command
 	left    bool           // Ctrl-A x was typed
@@ -53,6 +54,9 @@ func (s *session) close(ctx context.Context) (err error) {
 	}
 	if s.machine != nil {
 		err = s.machine.Close()
+	}
+	for _, c := range s.images {
+		err = errors.Join(err, c.Close())
 	}
 	if s.signals != nil {
 		s.signals.Close()
@@ -116,9 +120,10 @@ func (s *session) devices() (_ []virtio.Device, err error) {
 		if err != nil {
 			return devices, err // it names the disk
 		}
+		s.images = append(s.images, image) // a disk device does not own its image
 		dev, err := disk.NewDevice(image, disk.Config{ReadOnly: d.readOnly, Queues: min(s.o.cpus, 4)})
 		if err != nil {
-			return devices, errors.Join(fmt.Errorf("disk %s: %w", d.path, err), image.Close())
+			return devices, fmt.Errorf("disk %s: %w", d.path, err)
 		}
 		devices = append(devices, dev)
 	}
