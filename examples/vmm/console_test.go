@@ -141,7 +141,7 @@ func TestConsole(t *testing.T) {
 	p.ends(cmd, 0)
 
 	cmd = p.start("load", saved)
-	p.write("echo $mark and after\r")
+	p.write("echo x >/written; sync; echo $mark and after\r")
 	p.expect("before and after\r\n")
 	p.expect(prompt)
 	p.write("\x01x")
