@@ -78,8 +78,8 @@ func TestEscape(t *testing.T) {
 	require.Equal(t, 1, exits)
 
 	// A pipe's end is the end of the terminal's input.
-	e = &escapeReader{r: bytes.NewReader([]byte("exit\n")), atEOF: []byte{endOfInput}}
-	all, err := io.ReadAll(e)
+	e = &escapeReader{r: bytes.NewReader([]byte("exit\n")), repeatEnd: time.Millisecond}
+	all, err := io.ReadAll(io.LimitReader(e, 8))
 	require.NoError(t, err)
-	require.Equal(t, "exit\n\x04", string(all))
+	require.Equal(t, "exit\n\x04\x04\x04", string(all))
 }

@@ -7,6 +7,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"time"
 
 	"github.com/vmkit-go/vmkit/vm"
 )
@@ -66,7 +67,7 @@ func runOnce(ctx context.Context, options *options, dir string) (err error) {
 			onHelp: func() { fmt.Fprint(os.Stderr, escapeHelp) },
 		}
 		if s.term == nil {
-			e.atEOF = []byte{endOfInput}
+			e.repeatEnd = time.Second
 		}
 		s.input = e
 	}

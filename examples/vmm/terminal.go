@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/signal"
 	"sync"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -87,13 +88,17 @@ const endOfInput = 0x04
 
 // escapeReader passes on what the user types, except for Ctrl-A and the key
 // after it: x calls onExit, h and ? call onHelp, a Ctrl-A sends one Ctrl-A.
-// At the end of r it sends atEOF.
+//
+// With repeatEnd set, the end of r is a Ctrl-D, and another after each such
+// time: one that comes before the guest's shell has set up its terminal is
+// lost on the shell, and a pipe that has ended stays ended.
 type escapeReader struct {
-	r       io.Reader
-	atEOF   []byte
-	onExit  func()
-	onHelp  func()
-	pending bool
+	r         io.Reader
+	repeatEnd time.Duration
+	ended     bool
+	onExit    func()
+	onHelp    func()
+	pending   bool
 }
 
 const escapeHelp = "\r\nvmm: Ctrl-A x leaves, Ctrl-A Ctrl-A sends a Ctrl-A\r\n"
@@ -122,9 +127,13 @@ func (e *escapeReader) Read(p []byte) (int, error) {
 				out++
 			}
 		}
-		if err == io.EOF && out == 0 && len(e.atEOF) > 0 {
-			out = copy(p, e.atEOF)
-			e.atEOF = e.atEOF[out:]
+		if err == io.EOF && out == 0 && len(p) > 0 && e.repeatEnd > 0 {
+			if e.ended {
+				time.Sleep(e.repeatEnd)
+			}
+			e.ended = true
+			p[0] = endOfInput
+			out = 1
 		}
 		if out > 0 {
 			return out, nil // r gives its error again
