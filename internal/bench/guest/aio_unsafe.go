@@ -11,18 +11,18 @@ import (
 
 // iocb is struct iocb of include/uapi/linux/aio_abi.h.
 type iocb struct {
-	data      uint64
-	key       uint32
-	rwFlags   uint32
-	opcode    uint16
-	priority  int16
-	fd        uint32
-	buf       uint64
-	bytes     uint64
-	offset    int64
-	reserved2 uint64
-	flags     uint32
-	resfd     uint32
+	data   uint64
+	_      uint32 // key
+	_      uint32 // rw_flags
+	opcode uint16
+	_      int16 // reqprio
+	fd     uint32
+	buf    uint64
+	bytes  uint64
+	offset int64
+	_      uint64 // reserved2
+	_      uint32 // flags
+	_      uint32 // resfd
 }
 
 // event is struct io_event.
