@@ -16,6 +16,7 @@ needs='
 /sbin/ip iproute2
 /usr/bin/xz xz-utils
 /usr/bin/zstd zstd
+/usr/bin/iasl acpica-tools
 /usr/bin/iperf3 iperf3
 /etc/ssl/certs/ca-certificates.crt ca-certificates
 '
