@@ -80,7 +80,7 @@ func runNested(ctx context.Context, o *options, command string, args []string) e
 		cmd.Files = append(cmd.Files, nestedkvm.File{Path: f.path, Name: name})
 		inner = append(inner, f.flag, name)
 	}
-	cfg := nestedkvm.Config{Memory: o.memory + 1<<30, Log: os.Stderr}
+	cfg := nestedkvm.Config{CPUs: 1, Memory: o.memory + 1<<30, Log: os.Stderr}
 	if o.noDisk() {
 		inner = append(inner, "-disk", "none")
 	} else {

@@ -122,7 +122,11 @@ func (a *all) nestedPackages() ([]string, error) {
 // serve boots a nested host and waits until it serves.
 func (a *all) serve(tool, sock string) (*host, error) {
 	ctx, cancel := context.WithCancel(a.ctx)
-	cmd := exec.CommandContext(ctx, tool, "-serve", sock)
+	// One processor: with several, QEMU's emulator runs them on threads of
+	// their own, and now and then one keeps a breakpoint that another has just
+	// taken out of the kernel's code. Nested kernels, and their guests with
+	// several CPUs, then crash.
+	cmd := exec.CommandContext(ctx, tool, "-cpus", "1", "-serve", sock)
 	cmd.Cancel = func() error { return cmd.Process.Signal(syscall.SIGTERM) }
 	cmd.WaitDelay = 10 * time.Second
 	log, err := cmd.StderrPipe()
