@@ -220,6 +220,12 @@ func build(cfg Config, cpuid vcpu.CPUID, boot boot.Loader) (_ *Machine, err erro
 	if err := m.addCPUs(); err != nil {
 		return nil, err
 	}
+	// A machine that has not run is as good as paused: it can be saved.
+	for _, p := range m.parts {
+		if c, ok := p.dev.(pauser); ok {
+			c.Pause()
+		}
+	}
 	return m, nil
 }
 

@@ -247,11 +247,6 @@ func load(cfg Config, r io.Reader) (*Machine, error) {
 		return nil, err
 	}
 	m.state = statePaused
-	for _, p := range m.parts {
-		if c, ok := p.dev.(pauser); ok {
-			c.Pause()
-		}
-	}
 	if err = m.header().accepts(have); err == nil {
 		err = m.loadRecords(rr)
 	}
