@@ -19,6 +19,14 @@ var (
 	// ErrWouldBlock is returned by the methods of [Immediate] for a request
 	// that would have to wait. Nothing is wrong with the disk.
 	ErrWouldBlock = errors.New("request would block")
+	// ErrNoSpace is wrapped by the error for a change for which the store
+	// behind the disk has no room. It may succeed once there is some; nothing
+	// that was written before is affected.
+	ErrNoSpace = errors.New("no space left in the disk's store")
+	// ErrUnavailable is wrapped by the error for a request that what holds
+	// the disk's content, a server say, could not serve for now. It may
+	// succeed later.
+	ErrUnavailable = errors.New("disk is unavailable")
 )
 
 // Backend is a disk: a fixed number of bytes at offsets from 0. Guests, image

@@ -1,7 +1,7 @@
 // Command bench measures vmkit against QEMU with the same kernel, guest and
 // files, in alternating runs inside one nested host.
 //
-//	go run ./internal/bench [flags] [boot|blk|net|pio|memory]...
+//	go run ./internal/bench [flags] [NAME]...
 //
 // The last lines it prints are one per figure: bench NAME VALUE UNIT. What they
 // mean is in docs/benchmarks.md.
@@ -35,8 +35,9 @@ var initSource []byte
 //go:embed testdata/pio.c
 var pioSource []byte
 
-// all are the benchmarks in their order.
-var all = []string{"boot", "blk", "net", "pio", "memory"}
+// all are the benchmarks in their order: those of the nested host, then those
+// of hostOrder.
+var all = append([]string{"boot", "blk", "net", "pio", "memory"}, hostOrder...)
 
 // options are the flags, the same outside and inside.
 type options struct {
@@ -94,12 +95,23 @@ func main() {
 // outside prepares guests and programs and runs this one in a nested host.
 func outside(ctx context.Context, o options, names []string) (err error) {
 	out := &figures{w: os.Stdout}
-	nested := slices.DeleteFunc(slices.Clone(names), func(n string) bool { return n == "net" })
+	var nested, host []string
+	for _, n := range names {
+		switch {
+		case onHost[n] != nil:
+			host = append(host, n)
+		case n != "net":
+			nested = append(nested, n)
+		}
+	}
 	if len(nested) > 0 {
 		err = outsideNested(ctx, o, nested, out)
 	}
 	if err == nil && slices.Contains(names, "net") {
 		err = netbench(ctx, o, out)
+	}
+	if err == nil {
+		err = runOnHost(ctx, o, host, out)
 	}
 	return errors.Join(err, out.print())
 }

@@ -11,6 +11,9 @@ import (
 	"text/tabwriter"
 )
 
+// stdout takes tables and figures.
+var stdout io.Writer = os.Stdout
+
 // table collects values by row and column over the rounds of a benchmark.
 type table struct {
 	name, unit string
@@ -38,7 +41,7 @@ func (t *table) median(row, col string) float64 { return median(t.values[[2]stri
 // print prints a line for each row, with the median and the spread of each
 // column.
 func (t *table) print() {
-	w := tabwriter.NewWriter(os.Stdout, 0, 0, 3, ' ', 0)
+	w := tabwriter.NewWriter(stdout, 0, 0, 3, ' ', 0)
 	fmt.Fprintf(w, "%s, %s", t.name, t.unit)
 	for _, c := range t.cols {
 		fmt.Fprintf(w, "\t%s", c)
@@ -57,7 +60,7 @@ func (t *table) print() {
 		fmt.Fprintln(w)
 	}
 	w.Flush()
-	fmt.Println()
+	fmt.Fprintln(stdout)
 }
 
 // number has three or more digits.
@@ -81,7 +84,7 @@ func median(v []float64) float64 {
 
 // figure prints one result of a benchmark.
 func figure(name string, v float64, unit string) {
-	fmt.Printf("bench %s %.3g %s\n", name, v, unit)
+	fmt.Fprintf(stdout, "bench %s %.3g %s\n", name, v, unit)
 }
 
 // ratio is the figure of two medians, if there are both.

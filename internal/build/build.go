@@ -31,6 +31,7 @@ var rules = []rule{
 	{"vcpu", []string{"memory", "vm/device"}},
 	{"vm/virtio", []string{"memory", "vm/device", "internal"}},
 	{"vm/boot", []string{"memory", "vcpu$", "vm/device", "internal", "github.com/klauspost/compress"}},
+	{"disk/qcow2", []string{"disk", "internal", "github.com/klauspost/compress"}},
 	{"disk", []string{"vm/virtio", "vm/device", "memory", "internal"}},
 	{"netdev", []string{"vm/virtio", "vm/device", "memory", "internal"}},
 	{"stream", []string{"disk", "vm/virtio", "vm/device", "memory", "internal", "github.com/klauspost/compress"}},
