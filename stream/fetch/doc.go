@@ -1,7 +1,7 @@
 // Package fetch gets ranges of files from where an image is published: a
-// directory on this machine.
+// directory, or web servers.
 //
-//	src := fetch.Dir("public")
+//	src, err := fetch.NewHTTP(fetch.HTTPConfig{Mirrors: []string{"https://a.example/img", "https://b.example/img"}})
 //	img, err := image.Open(ctx, src, "manifest.json", image.Config{Keys: keys})
 //
 // Every fault of a server that can be told from outside has an error of its
