@@ -6,6 +6,7 @@ import (
 	"math/bits"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"github.com/vmkit-go/vmkit/vm/device"
 	"github.com/vmkit-go/vmkit/vm/virtio"
@@ -53,6 +54,17 @@ type Config struct {
 	// Workers is how many requests wait for the backend at once, 1 to 1024; 0
 	// means 32.
 	Workers int
+	// Hold, if not nil, makes the device hold requests that the backend
+	// cannot serve for now, with an error wrapping ErrNoSpace or
+	// ErrUnavailable, instead of failing them: the guest waits for their
+	// answer until Device.Retry succeeds. Hold is told when that begins and
+	// ends. It is called on a goroutine of its own, one call at a time, may
+	// use the device as it likes, and learns of the latest event only if
+	// several happen while it runs.
+	Hold func(HoldEvent)
+	// HoldTimeout limits how long requests are held, counted from when the
+	// first was; then they fail, as with Device.Fail. 0 means no limit.
+	HoldTimeout time.Duration
 }
 
 // Device is a virtio block device (virtio 1.2, section 5.2) over a [Backend].
@@ -64,8 +76,9 @@ type Config struct {
 // then what was read passes through the inbox.
 //
 // A request that the backend fails is answered with IOERR, logged at most once
-// a second, and harms no other. A write that was acknowledged and then lost
-// shows as a failed flush; see [Backend].
+// a second, and harms no other, unless Config.Hold makes the guest wait where
+// waiting can help. A write that was acknowledged and then lost shows as a
+// failed flush; see [Backend].
 //
 // The backend belongs to the caller, who closes it after the device. Nothing
 // else may change it while a guest runs, except through the device.
@@ -90,6 +103,7 @@ type Device struct {
 	// resizeMu keeps one Resize at a time.
 	resizeMu sync.Mutex
 	pool     workers
+	hold     hold
 	log      limiter
 }
 
@@ -130,6 +144,8 @@ func NewDevice(b Backend, cfg Config) (*Device, error) {
 		return fail("block size %d is not a power of two from 512 to 4096", cfg.BlockSize)
 	case cfg.Workers < 1 || cfg.Workers > 1024:
 		return fail("%d workers, want 1 to 1024", cfg.Workers)
+	case cfg.HoldTimeout < 0 || cfg.HoldTimeout > 0 && cfg.Hold == nil:
+		return fail("hold timeout %v, with a function to tell %v", cfg.HoldTimeout, cfg.Hold != nil)
 	case len(cfg.Serial) > idLen:
 		return fail("serial %q is longer than %d bytes", cfg.Serial, idLen)
 	case info.BlockSize < 512 || bits.OnesCount(uint(info.BlockSize)) != 1:
@@ -160,6 +176,7 @@ func NewDevice(b Backend, cfg Config) (*Device, error) {
 	d.stop.Store(true)
 	d.pool.max = cfg.Workers
 	d.pool.run = d.execute
+	d.hold.d = d
 	return d, nil
 }
 
@@ -220,6 +237,7 @@ func (d *Device) Activate(features uint64, queues []*virtio.Queue) error {
 	}
 	d.active.Store(s)
 	d.stop.Store(d.paused.Load())
+	d.hold.setOpen(!d.paused.Load())
 	return nil
 }
 
@@ -231,11 +249,13 @@ func (d *Device) Notify(q int) {
 }
 
 // Pause ends all requests in flight and flushes. Requests that the guest
-// offers meanwhile stay in its queues. Where the machine records, Pause waits
-// until the inbox has delivered every completion.
+// offers meanwhile stay in its queues; those held stay so and are saved with
+// the device. Where the machine records, Pause waits until the inbox has
+// delivered every completion.
 func (d *Device) Pause() {
 	d.paused.Store(true)
 	d.stop.Store(true)
+	d.hold.setOpen(false)
 	s := d.active.Load()
 	if s == nil {
 		return
@@ -253,15 +273,18 @@ func (d *Device) Pause() {
 	}
 }
 
-// Resume lets requests start again.
+// Resume lets requests start again. Those held are tried once more.
 func (d *Device) Resume() {
 	d.paused.Store(false)
 	d.stop.Store(d.active.Load() == nil)
+	d.hold.setOpen(d.active.Load() != nil)
+	d.hold.resume()
 }
 
-// Reset ends all requests in flight and forgets the queues.
+// Reset ends all requests in flight, drops those held, and forgets the queues.
 func (d *Device) Reset() {
 	d.stop.Store(true)
+	d.hold.setOpen(false)
 	if s := d.active.Load(); s != nil {
 		for _, q := range s.queues {
 			if q != nil {
@@ -271,6 +294,7 @@ func (d *Device) Reset() {
 		d.pool.shut()
 		d.active.Store(nil)
 	}
+	d.hold.drop()
 	d.writeback.Store(!d.cfg.WriteThrough)
 }
 

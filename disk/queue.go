@@ -28,6 +28,7 @@ type queue struct {
 
 	drainMu sync.Mutex // held during a drain
 	spare   *request   // for the next Pop; belongs to the drain
+	age     uint64     // requests popped; belongs to the drain
 
 	// A drain collects used buffers and publishes them together; whoever
 	// completes a request beside it leaves that to the drain as well.
@@ -43,6 +44,7 @@ type queue struct {
 	free *request   // list through next
 	io   int        // requests on which a worker works
 	dead bool       // abandoned
+	held []*request // by age
 }
 
 func newQueue(d *Device, s *session, index int, vq *virtio.Queue) *queue {
@@ -56,6 +58,9 @@ func newQueue(d *Device, s *session, index int, vq *virtio.Queue) *queue {
 func (q *queue) drain() {
 	q.drainMu.Lock()
 	defer q.drainMu.Unlock()
+	for !q.d.stop.Load() && q.q.Retake(&q.spare.chain) {
+		q.serve() // held when the machine was saved
+	}
 	for again := true; again && !q.d.stop.Load(); {
 		q.draining.Store(true)
 		q.q.SetNotify(false)
@@ -81,7 +86,10 @@ func (q *queue) drain() {
 // that needs no waiting. It returns the number of bytes moved.
 func (q *queue) serve() (n int64) {
 	r := q.spare
-	r.posted, r.delivered, r.at, r.final = 0, 0, 0, false
+	r.posted, r.delivered, r.at, r.read, r.final = 0, 0, 0, 0, false
+	r.held, r.waits = false, false
+	q.age++
+	r.age = q.age
 	r.parse()
 	n = r.n
 	var status byte
@@ -161,11 +169,15 @@ func (q *queue) deliver(head uint16, status byte, more bool, data []byte) bool {
 	r := q.live[head]
 	if !more {
 		r.final = true
+		if r.held {
+			q.unhold(r) // the disk had it sooner where the tape was made
+			r.ended = true
+		}
 		if !r.ended {
 			q.cond.Broadcast()
 		}
 	}
-	for !r.ended && (!more || r.posted == r.delivered) && !q.dead {
+	for !r.ended && !r.held && (!more || r.posted == r.delivered) && !q.dead {
 		q.cond.Wait()
 	}
 	if q.dead {
@@ -184,6 +196,7 @@ func (q *queue) deliver(head uint16, status byte, more bool, data []byte) bool {
 	r.answer(status)
 	q.live[head] = nil
 	q.q.Push(&r.chain, r.chain.WriteLen)
+	waited := r.waits
 	r.next, q.free = q.free, r
 	q.unpublished.Store(true)
 	q.mu.Unlock()
@@ -192,16 +205,25 @@ func (q *queue) deliver(head uint16, status byte, more bool, data []byte) bool {
 	if !q.draining.Load() && q.unpublished.Swap(false) {
 		q.q.Publish()
 	}
+	if waited {
+		q.d.hold.answered()
+	}
 	// Not before the interrupt is raised: a pause must not overtake it.
+	q.rest()
+	return true
+}
+
+// rest says that a request is not in flight any more.
+func (q *queue) rest() {
 	if q.busy.Add(-1) == 0 && q.waiting.Load() {
 		q.mu.Lock()
 		q.cond.Broadcast()
 		q.mu.Unlock()
 	}
-	return true
 }
 
-// quiesce waits until no drain runs and no request is in flight.
+// quiesce waits until no drain runs and no request is in flight, except those
+// held, which the queue shall keep.
 func (q *queue) quiesce() {
 	q.drainMu.Lock()
 	defer q.drainMu.Unlock()
@@ -212,6 +234,11 @@ func (q *queue) quiesce() {
 	for q.busy.Load() > 0 {
 		q.cond.Wait()
 	}
+	heads := make([]uint16, len(q.held))
+	for i, r := range q.held {
+		heads[i] = r.chain.Head
+	}
+	q.q.Keep(heads)
 }
 
 // abandon waits until no worker works on a request and drops those whose
@@ -232,6 +259,7 @@ func (q *queue) abandon() {
 		q.cond.Wait()
 	}
 	clear(q.live)
+	q.held = nil
 }
 
 // Layout of the tag of an event. A tape keeps it.
@@ -249,10 +277,10 @@ func (q *queue) tag(r *request, status byte) uint64 {
 	return uint64(q.s.epoch)<<tagEpoch | uint64(q.index)<<tagQueue | uint64(r.chain.Head)<<tagHead | uint64(status)
 }
 
-// warn logs a failed request.
-func (d *Device) warn(r *request, err error) {
+// warn logs what became of a request.
+func (d *Device) warn(what string, r *request, err error) {
 	if dropped, ok := d.log.allow(time.Now().Unix()); ok {
-		d.host.Log.Warn("disk request failed", "disk", d.info.Name, "request", r.kind.String(),
+		d.host.Log.Warn(what, "disk", d.info.Name, "request", r.kind.String(),
 			"offset", r.off, "bytes", r.n, "err", err, "unreported", dropped)
 	}
 }

@@ -78,7 +78,12 @@ type request struct {
 	early byte     // status to answer with at once, if not todo
 	segs  []segment
 
+	age  uint64 // place in the order in which requests came
+	read int64  // bytes that pieces have carried to the guest; the worker's
+
 	// Guarded by queue.mu.
+	held      bool  // in queue.held
+	waits     bool  // was held and is not answered
 	posted    int   // events posted
 	delivered int   // events delivered
 	at        int64 // bytes delivered
@@ -255,6 +260,9 @@ func (d *Device) try(r *request) (status byte, done bool) {
 		r.advance(n)
 		return 0, false
 	}
+	if d.holds(err) {
+		return 0, false // a worker will find the same, and may hold it
+	}
 	return d.outcome(r, err), true
 }
 
@@ -266,14 +274,15 @@ func (d *Device) outcome(r *request, err error) byte {
 	if err == io.EOF {
 		err = fmt.Errorf("the disk ends early: %w", io.ErrUnexpectedEOF)
 	}
-	d.warn(r, err)
+	d.warn("disk request failed", r, err)
 	if errors.Is(err, errors.ErrUnsupported) {
 		return statusUnsupp
 	}
 	return statusIOErr
 }
 
-// execute carries r out on a worker, whose buffer bounce points to.
+// execute carries r out on a worker, whose buffer bounce points to. A request
+// that was held is carried out once more, as a whole.
 func (d *Device) execute(r *request, bounce *[]byte) {
 	q := r.q
 	var err error
@@ -286,16 +295,16 @@ func (d *Device) execute(r *request, bounce *[]byte) {
 		if *bounce == nil {
 			*bounce = make([]byte, pieceLen)
 		}
-		for done := int64(0); done < r.n && err == nil; {
-			p := (*bounce)[:min(pieceLen, r.n-done)]
+		for r.read < r.n && err == nil {
+			p := (*bounce)[:min(pieceLen, r.n-r.read)]
 			var n int
-			if n, err = d.backend.ReadAt(p, r.off+done); n < len(p) {
+			if n, err = d.backend.ReadAt(p, r.off+r.read); n < len(p) {
 				break
 			}
 			if err = nil; !q.postPiece(r, p) {
 				break
 			}
-			done += int64(n)
+			r.read += int64(n)
 		}
 	case reqOut:
 		_, err = WriteV(d.backend, r.bufs, r.off)
@@ -321,6 +330,9 @@ func (d *Device) execute(r *request, bounce *[]byte) {
 		if err == nil && r.kind == reqWriteZeroes && !d.writeback.Load() {
 			err = d.backend.Flush()
 		}
+	}
+	if d.holds(err) && d.hold.add(r, err) {
+		return
 	}
 	q.end(r, d.outcome(r, err))
 }

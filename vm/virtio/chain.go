@@ -19,7 +19,7 @@ type Chain struct {
 	// own sum fits 32 bits as well.
 	ReadLen, WriteLen uint32
 
-	pos    uint16     // index in the available ring, for Unpop
+	pos    int32      // index in the available ring, for Unpop; negative after Retake
 	writes []guestRun // guest addresses of Writable, for the dirty log
 }
 

@@ -253,9 +253,9 @@ func (t *core) needsReset(err error) {
 	}
 }
 
-// activate builds the enabled queues and starts the device. next holds the
+// activate builds the enabled queues and starts the device. saved holds the
 // queues' positions when a machine is loaded.
-func (t *core) activate(next []uint16) error {
+func (t *core) activate(saved []queueState) error {
 	queues := make([]*Queue, len(t.queues))
 	runners := make([]*runner, len(t.queues))
 	for i := range t.queues {
@@ -274,8 +274,8 @@ func (t *core) activate(next []uint16) error {
 			Broken:    t.needsReset,
 			Malformed: t.malformed,
 		}
-		if next != nil {
-			cfg.Next = next[i]
+		if saved != nil {
+			cfg.Next, cfg.Kept = saved[i].Next, saved[i].Kept
 		}
 		q, err := NewQueue(cfg)
 		if err != nil {

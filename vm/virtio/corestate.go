@@ -29,6 +29,8 @@ type queueState struct {
 	Used    uint64 `json:"used"`
 	Vector  uint16 `json:"vector"`
 	Next    uint16 `json:"next"`
+	// Kept are heads of chains in flight that the device keeps.
+	Kept []uint16 `json:"kept,omitempty"`
 }
 
 // save is called with mu held.
@@ -51,11 +53,11 @@ func (t *core) save() (coreState, error) {
 	}
 	var err error
 	t.eachRunner(func(i int, r *runner) {
-		next, e := r.queue.Save()
+		next, kept, e := r.queue.Save()
 		if e != nil && err == nil {
 			err = fmt.Errorf("%s: %w", t.host.Name, e)
 		}
-		st.Queues[i].Next = next
+		st.Queues[i].Next, st.Queues[i].Kept = next, kept
 	})
 	if err != nil {
 		return coreState{}, err
@@ -125,14 +127,12 @@ func (t *core) load(st *coreState) error {
 	t.configMu.Lock()
 	t.configPending = st.ConfigPending
 	t.configMu.Unlock()
-	next := make([]uint16, len(st.Queues))
 	for i, q := range st.Queues {
 		t.queues[i] = queueRegs{Size: q.Size, Enabled: q.Enabled, Desc: q.Desc, Avail: q.Avail, Used: q.Used, Vector: q.Vector}
-		next[i] = q.Next
 	}
 	t.status.Store(st.Status)
 	if st.Status&StatusDriverOK != 0 && st.Status&StatusNeedsReset == 0 {
-		if err := t.activate(next); err != nil {
+		if err := t.activate(st.Queues); err != nil {
 			t.resetLocked()
 			return fmt.Errorf("%s: %w: %w", t.host.Name, ErrState, err)
 		}

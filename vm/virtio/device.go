@@ -81,7 +81,8 @@ type Device interface {
 	Notify(q int)
 	// Pause returns when no request is in flight and nothing of the device
 	// will touch guest memory before Resume. Chains that the device holds
-	// without having begun to answer them are put back with Queue.Unpop.
+	// without having begun to answer them are put back with Queue.Unpop, or
+	// named with Queue.Keep where others after them were answered already.
 	// The transport re-notifies every queue after Resume. A paused device
 	// may be saved; to be loaded it is paused first and sees Reset, Load,
 	// Activate if the driver was ready, and then Resume.

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"math"
 	"math/bits"
+	"slices"
 	"sync"
 	"sync/atomic"
 
@@ -33,8 +34,13 @@ type QueueConfig struct {
 	// FeatureEventIdx matter to the queue.
 	Features uint64
 	// Next is the number of chains that an earlier incarnation of the queue
-	// has taken and answered, modulo 2^16: what Save returned, or 0.
+	// has taken, modulo 2^16: what Save returned, or 0. All of them are
+	// answered but those in Kept.
 	Next uint16
+	// Kept are the heads of chains that an earlier incarnation took and has
+	// not answered: what Save returned, or nothing. They count as in
+	// flight, and the device gets them back from Retake, in this order.
+	Kept []uint16
 	// Interrupt notifies the driver of used buffers. It is called from
 	// Publish without a lock held. It may be nil.
 	Interrupt func()
@@ -48,7 +54,7 @@ type QueueConfig struct {
 
 // Queue is one split virtqueue (virtio 1.2, section 2.7), seen from the device.
 //
-// Pop, Unpop, Pending and SetNotify belong to one goroutine at a time; Push
+// Pop, Unpop, Retake, Pending and SetNotify belong to one goroutine at a time; Push
 // and Publish may be called from any goroutine, beside them and each other.
 type Queue struct {
 	rings
@@ -71,6 +77,8 @@ type Queue struct {
 	warned  atomic.Bool   // Malformed was called
 
 	inFlight []uint32 // bitmap by head
+	kept     []uint16 // heads for Retake
+	keep     []uint16 // heads of the last Keep
 
 	mu        sync.Mutex // guards the used ring and the fields below
 	usedIdx   uint16     // next entry of the used ring to fill
@@ -115,6 +123,19 @@ func NewQueue(cfg QueueConfig) (*Queue, error) {
 		inFlight:  make([]uint32, (int(cfg.Size)+31)/32),
 	}
 	q.budget.Store(-1)
+	for _, head := range cfg.Kept {
+		if head >= q.size {
+			return fail("kept head %d of %d", head, q.size)
+		}
+		word, bit := &q.inFlight[head/32], uint32(1)<<(head%32)
+		if *word&bit != 0 {
+			return fail("head %d is kept twice", head)
+		}
+		*word |= bit
+	}
+	q.kept = slices.Clone(cfg.Kept)
+	q.usedIdx -= uint16(len(q.kept))
+	q.published = q.usedIdx
 	if err := q.resolve(cfg.Memory, cfg.Size, cfg.Desc, cfg.Avail, cfg.Used); err != nil {
 		return fail("%w", err)
 	}
@@ -133,13 +154,45 @@ func (q *Queue) InFlight() int {
 	return n
 }
 
+// Keep says that the device, which is pausing, leaves the chains with these
+// heads in flight: one that is saved now hands them to its next incarnation. It
+// replaces what an earlier Keep said.
+func (q *Queue) Keep(heads []uint16) { q.keep = append(q.keep[:0], heads...) }
+
 // Save returns the queue's position, for QueueConfig.Next of its next
-// incarnation. It is an error while chains are in flight.
-func (q *Queue) Save() (next uint16, err error) {
-	if n := q.InFlight(); n != 0 && q.state.Load() == queueLive {
-		return 0, fmt.Errorf("%w %d: %d chains in flight", ErrQueue, q.cfg.Index, n)
+// incarnation, and the heads of the chains that the device keeps, for
+// QueueConfig.Kept. It is an error while other chains are in flight.
+func (q *Queue) Save() (next uint16, kept []uint16, err error) {
+	if q.state.Load() != queueLive {
+		return q.next, nil, nil
 	}
-	return q.next, nil
+	kept = append(append(kept, q.keep...), q.kept...)
+	for _, head := range kept {
+		if head >= q.size || atomic.LoadUint32(&q.inFlight[head/32])&(1<<(head%32)) == 0 {
+			return 0, nil, fmt.Errorf("%w %d: head %d is kept, but not in flight", ErrQueue, q.cfg.Index, head)
+		}
+	}
+	if n := q.InFlight(); n != len(kept) {
+		return 0, nil, fmt.Errorf("%w %d: %d chains in flight, %d of them kept", ErrQueue, q.cfg.Index, n, len(kept))
+	}
+	return q.next, kept, nil
+}
+
+// Retake takes the next of the chains in QueueConfig.Kept into c and reports
+// whether there was one. Its descriptors are read and checked as those of any
+// chain. A device that keeps chains calls it before Pop, but not while it is
+// paused: what is malformed is answered, as by Pop.
+func (q *Queue) Retake(c *Chain) bool {
+	for len(q.kept) > 0 && q.state.Load() == queueLive {
+		head := q.kept[0]
+		q.kept = q.kept[1:]
+		c.reset()
+		c.Head, c.pos = head, -1
+		if q.check(c) {
+			return true
+		}
+	}
+	return false
 }
 
 // Pop takes the next available chain into c and reports whether there was one.
@@ -174,17 +227,26 @@ func (q *Queue) Pop(c *Chain) bool {
 			return false
 		}
 		c.reset()
-		c.Head, c.pos = head, pos
-		err := q.walk(c)
-		if err == nil {
+		c.Head, c.pos = head, int32(pos)
+		if q.check(c) {
 			return true
 		}
-		c.reset()
-		q.Push(c, 0)
-		if q.cfg.Malformed != nil && !q.warned.Swap(true) {
-			q.cfg.Malformed(fmt.Errorf("%w %d: head %d: %w", ErrQueue, q.cfg.Index, head, err))
-		}
 	}
+}
+
+// check collects the buffers of chain c and reports whether it is well formed;
+// otherwise it answers it.
+func (q *Queue) check(c *Chain) bool {
+	err := q.walk(c)
+	if err == nil {
+		return true
+	}
+	c.reset()
+	q.Push(c, 0)
+	if q.cfg.Malformed != nil && !q.warned.Swap(true) {
+		q.cfg.Malformed(fmt.Errorf("%w %d: head %d: %w", ErrQueue, q.cfg.Index, c.Head, err))
+	}
+	return false
 }
 
 // Unpop puts back the chain that Pop took last and that was not pushed. After
@@ -192,7 +254,7 @@ func (q *Queue) Pop(c *Chain) bool {
 // chain.
 func (q *Queue) Unpop(c *Chain) bool {
 	word, bit := &q.inFlight[(c.Head&q.mask)/32], uint32(1)<<(c.Head%32)
-	if c.pos != q.next-1 || c.Head >= q.size || atomic.LoadUint32(word)&bit == 0 {
+	if c.pos != int32(q.next-1) || c.Head >= q.size || atomic.LoadUint32(word)&bit == 0 {
 		return false
 	}
 	atomic.AndUint32(word, ^bit)

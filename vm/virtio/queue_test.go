@@ -3,6 +3,7 @@ package virtio_test
 import (
 	"bytes"
 	"errors"
+	"slices"
 	"testing"
 
 	"github.com/vmkit-go/vmkit/memory"
@@ -262,7 +263,7 @@ func TestQueueOutOfOrder(t *testing.T) {
 	if n := e.q.InFlight(); n != 4 {
 		t.Fatalf("%d in flight", n)
 	}
-	if _, err := e.q.Save(); !errors.Is(err, virtio.ErrQueue) {
+	if _, _, err := e.q.Save(); !errors.Is(err, virtio.ErrQueue) {
 		t.Fatal(err)
 	}
 	if e.q.Unpop(&cs[2]) {
@@ -288,9 +289,9 @@ func TestQueueOutOfOrder(t *testing.T) {
 			t.Fatalf("used %d %d %v", head, n, ok)
 		}
 	}
-	next, err := e.q.Save()
-	if err != nil || next != 3 {
-		t.Fatal(next, err)
+	next, kept, err := e.q.Save()
+	if err != nil || next != 3 || len(kept) != 0 {
+		t.Fatal(next, kept, err)
 	}
 	cfg := e.config()
 	cfg.Next = next
@@ -300,6 +301,80 @@ func TestQueueOutOfOrder(t *testing.T) {
 	}
 	if !q.Pop(&cs[0]) || cs[0].Head != 3 {
 		t.Fatal("restored queue lost its place")
+	}
+}
+
+// A device that keeps chains over a save gets them back, checked anew.
+func TestQueueKeep(t *testing.T) {
+	e := newQueue(t, 8, virtio.FeatureEventIdx)
+	cs := make([]virtio.Chain, 5)
+	for i := range cs {
+		if _, err := e.ring.Add(virtiotest.Buf{Addr: bufs + uint64(i)*64, Len: 64, Write: true}); err != nil {
+			t.Fatal(err)
+		}
+		if !e.q.Pop(&cs[i]) {
+			t.Fatal("nothing to pop")
+		}
+	}
+	e.q.Push(&cs[1], 64)
+	e.q.Push(&cs[4], 64)
+	e.q.Publish()
+	for _, heads := range [][]uint16{nil, {0, 2}, {0, 1, 2}, {0, 2, 3, 3}, {0, 2, 9}} {
+		e.q.Keep(heads)
+		if _, _, err := e.q.Save(); !errors.Is(err, virtio.ErrQueue) {
+			t.Fatalf("kept %v: %v", heads, err)
+		}
+	}
+	e.q.Keep([]uint16{3, 0, 2})
+	next, kept, err := e.q.Save()
+	if err != nil || next != 5 || !slices.Equal(kept, []uint16{3, 0, 2}) {
+		t.Fatal(next, kept, err)
+	}
+	cfg := e.config()
+	for _, bad := range [][]uint16{{8}, {65535}, {1, 1}, {0, 1, 2, 3, 4, 5, 6, 7, 0}} {
+		cfg.Kept = bad
+		if _, err := virtio.NewQueue(cfg); !errors.Is(err, virtio.ErrQueue) {
+			t.Fatalf("kept %v: %v", bad, err)
+		}
+	}
+	cfg.Next, cfg.Kept = next, kept
+	q, err := virtio.NewQueue(cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	// One that is saved again before it ran is the same.
+	if n, k, err := q.Save(); err != nil || n != next || !slices.Equal(k, kept) {
+		t.Fatal(n, k, err)
+	}
+	// The driver has meanwhile made nonsense of one.
+	e.ring.PutDescs(e.ring.Desc, virtiotest.Desc{Addr: 1 << 60, Len: 64})
+	var c virtio.Chain
+	for _, want := range []uint16{3, 2} {
+		if !q.Retake(&c) || c.Head != want || c.WriteLen != 64 || q.Unpop(&c) {
+			t.Fatalf("took %+v, want %d", c, want)
+		}
+		q.Push(&c, 7)
+	}
+	if e.malformed == nil || q.Retake(&c) || q.InFlight() != 0 {
+		t.Fatal(e.malformed, q.InFlight())
+	}
+	q.Publish()
+	for _, want := range []struct {
+		head uint16
+		n    uint32
+	}{{1, 64}, {4, 64}, {3, 7}, {0, 0}, {2, 7}} {
+		if head, n, ok := e.ring.Used1(); !ok || head != want.head || n != want.n {
+			t.Fatalf("used %d %d %v, want %+v", head, n, ok, want)
+		}
+	}
+	// A kept head that is made available as well breaks the queue.
+	cfg.Kept = []uint16{1}
+	if q, err = virtio.NewQueue(cfg); err != nil {
+		t.Fatal(err)
+	}
+	e.ring.Offer(1)
+	if e.broken = nil; q.Pop(&c) || e.broken == nil {
+		t.Fatal("a chain came twice")
 	}
 }
 
