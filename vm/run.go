@@ -184,3 +184,23 @@ func (m *Machine) serve(l *vcpu.Loop) {
 		m.finish(ErrCrash)
 	}
 }
+
+// Threads is how many of the machine's goroutines spend their time in system
+// calls: one for each CPU, which is in the guest, and one for each virtqueue,
+// which waits for its doorbell.
+//
+// Each of them occupies one of the Go scheduler's processors until the runtime
+// notices, up to 10 ms later, and on a host with few CPUs that delays disks and
+// networks. A program that runs machines and wants them quick calls
+//
+//	runtime.GOMAXPROCS(runtime.NumCPU() + m.Threads())
+//
+// with the sum for all its machines. The package leaves that to the program,
+// because GOMAXPROCS belongs to the process.
+func (m *Machine) Threads() int {
+	n := len(m.loops)
+	for _, d := range m.cfg.Devices {
+		n += len(d.QueueSizes())
+	}
+	return n
+}

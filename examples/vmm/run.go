@@ -7,6 +7,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"runtime"
 	"time"
 
 	"github.com/vmkit-go/vmkit/vm"
@@ -94,6 +95,7 @@ func runOnce(ctx context.Context, options *options, dir string) (err error) {
 			cancel()
 		}
 	})()
+	runtime.GOMAXPROCS(runtime.NumCPU() + s.machine.Threads())
 	err = s.machine.Run(running)
 	s.term.restore()
 	return s.outcome(running, err)

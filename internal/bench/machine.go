@@ -54,10 +54,22 @@ type result struct {
 	after time.Duration // since the process was started
 }
 
-// run starts m and returns what its guest said up to "done" or the result that
+// run is try, repeated if the guest did not finish: the emulator of the nested
+// host sometimes breaks a guest's kernel, ours and the peer's alike.
+func (m machine) run(ctx context.Context, o options, last string, inspect func(pid int) error) (rs []result, err error) {
+	for range 3 {
+		if rs, err = m.try(ctx, o, last, inspect); err == nil || ctx.Err() != nil {
+			return rs, err
+		}
+		fmt.Fprintln(os.Stderr, "bench:", err, "- once more")
+	}
+	return nil, err
+}
+
+// try starts m and returns what its guest said up to "done" or the result that
 // is named last; then, with the machine still there, it calls inspect, if that
 // is not nil, with its process ID.
-func (m machine) run(ctx context.Context, o options, last string, inspect func(pid int) error) (_ []result, err error) {
+func (m machine) try(ctx context.Context, o options, last string, inspect func(pid int) error) (_ []result, err error) {
 	ctx, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
 	args := m.args

@@ -22,6 +22,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/vmkit-go/vmkit/internal/debian"
 	"github.com/vmkit-go/vmkit/internal/nestedkvm"
@@ -125,11 +126,6 @@ func outsideNested(ctx context.Context, o options, names []string, out *figures)
 	if err := prepare(ctx, dir); err != nil {
 		return err
 	}
-	h, err := nestedkvm.Start(ctx, nestedkvm.Config{QEMU: true, Log: os.Stderr})
-	if err != nil {
-		return err
-	}
-	defer h.Close()
 	self, err := os.Executable()
 	if err != nil {
 		return err
@@ -142,14 +138,52 @@ func outsideNested(ctx context.Context, o options, names []string, out *figures)
 	for _, e := range entries {
 		files = append(files, nestedkvm.File{Path: filepath.Join(dir, e.Name()), Name: filepath.Join(insideDir, e.Name())})
 	}
-	cmd := nestedkvm.Cmd{
-		Path: filepath.Join(insideDir, "bench"), Args: append(o.args(), names...),
-		Files: files, Stdout: out, Stderr: os.Stderr,
+	for _, n := range names {
+		cmd := nestedkvm.Cmd{
+			Path: filepath.Join(insideDir, "bench"), Args: append(o.args(), n),
+			Files: files, Stdout: out, Stderr: os.Stderr,
+		}
+		if o.out != "" {
+			cmd.Collect = []string{filepath.Join(insideDir, "*.pprof")}
+			cmd.Collected = saveTo(o.out)
+		}
+		if err := runNested(ctx, cmd, out); err != nil {
+			return fmt.Errorf("%s: %w", n, err)
+		}
 	}
-	if o.out != "" {
-		cmd.Collect = []string{filepath.Join(insideDir, "*.pprof")}
-		cmd.Collected = saveTo(o.out)
+	return nil
+}
+
+// runNested runs a benchmark in a nested host of its own. QEMU's emulator with two
+// processors sometimes breaks or stops the kernel in it, which says nothing
+// about what is measured: the benchmark then starts again in a new one.
+func runNested(ctx context.Context, cmd nestedkvm.Cmd, out *figures) (err error) {
+	const (
+		attempts = 3
+		limit    = 15 * time.Minute
+	)
+	kept := len(out.kept)
+	for i := range attempts {
+		if err = once(ctx, cmd, limit); err == nil || ctx.Err() != nil {
+			return err
+		}
+		out.kept = out.kept[:kept]
+		if i < attempts-1 {
+			fmt.Fprintln(os.Stderr, "bench:", err, "- once more, in a new nested host")
+		}
 	}
+	return err
+}
+
+// once runs cmd in a new nested host for at most limit.
+func once(ctx context.Context, cmd nestedkvm.Cmd, limit time.Duration) error {
+	ctx, cancel := context.WithTimeout(ctx, limit)
+	defer cancel()
+	h, err := nestedkvm.Start(ctx, nestedkvm.Config{QEMU: true, Log: os.Stderr})
+	if err != nil {
+		return err
+	}
+	defer h.Close()
 	return h.Run(ctx, cmd)
 }
 

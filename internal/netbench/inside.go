@@ -225,12 +225,6 @@ func measure(ctx context.Context, o options, name string) (map[string]float64, e
 
 // machine runs vmkit's machine until it is killed.
 func machine(ctx context.Context, o options) error {
-	if os.Getenv("GOMAXPROCS") == "" {
-		// CPUs and doorbells are threads that block in the kernel. Where the
-		// host has few CPUs, the runtime learns too late that they leave
-		// theirs to others.
-		runtime.GOMAXPROCS(runtime.NumCPU() + o.cpus + 2*o.queues + 1)
-	}
 	kernel, err := os.Open(o.kernel)
 	if err != nil {
 		return err
@@ -261,6 +255,9 @@ func machine(ctx context.Context, o options) error {
 	})
 	if err != nil {
 		return err
+	}
+	if os.Getenv("GOMAXPROCS") == "" {
+		runtime.GOMAXPROCS(runtime.NumCPU() + m.Threads())
 	}
 	return errors.Join(m.Run(ctx), m.Close())
 }

@@ -10,6 +10,7 @@ import (
 	"io"
 	"log/slog"
 	"os"
+	"runtime"
 	"runtime/pprof"
 	"time"
 
@@ -101,6 +102,7 @@ func run(o options, began time.Time) error {
 		return err
 	}
 	stamp("the machine is ready")
+	runtime.GOMAXPROCS(runtime.NumCPU() + m.Threads())
 	return errors.Join(m.Run(context.Background()), m.Close())
 }
 
