@@ -362,6 +362,7 @@ func (c *Cache) allocate(s *slot) (bool, error) {
 		return false, c.fail(nil)
 	case c.cfg.MaxBytes > 0 && c.end+int64(s.n) > c.cfg.MaxBytes:
 		c.refused++
+		c.fullTil = c.cfg.now().Add(retryFull)
 		return false, fmt.Errorf("cache %s: %w: the limit is %d bytes", c.dir, ErrFull, c.cfg.MaxBytes)
 	case c.cfg.now().Before(c.fullTil):
 		c.refused++
