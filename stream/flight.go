@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
 	"time"
 
 	"github.com/vmkit-go/vmkit/disk"
@@ -30,6 +31,7 @@ var errPrefetch = errors.New("prefetch failed")
 
 // await gets pieces that are not there.
 func (d *Disk) await(pieces []piece) error {
+	begin := time.Now()
 	for len(pieces) > 0 {
 		flights := make([]*flight, len(pieces))
 		var mine []*flight
@@ -43,10 +45,10 @@ func (d *Disk) await(pieces []piece) error {
 			}
 			flights[i] = f
 		}
-		for len(mine) > 0 {
-			n := run(mine, maxGroup)
-			g := mine[:n]
-			mine = mine[n:]
+		for own := mine; len(own) > 0; {
+			n := run(own, maxGroup)
+			g := own[:n]
+			own = own[n:]
 			d.demands++
 			d.work.Go(func() { d.fetch(g) })
 			d.sched.missed(g[len(g)-1].chunk.N, d.img.Chunks(), d.cfg.NoPrefetch)
@@ -71,7 +73,7 @@ func (d *Disk) await(pieces []piece) error {
 			case f.err == nil:
 				copy(p.dst, f.data[p.skip:])
 				d.touched(p.chunk.N)
-			case errors.Is(f.err, errPrefetch):
+			case errors.Is(f.err, errPrefetch), d.early(begin, f, mine):
 				left = append(left, p)
 			default:
 				return f.err
@@ -80,6 +82,12 @@ func (d *Disk) await(pieces []piece) error {
 		pieces = left
 	}
 	return nil
+}
+
+// early reports whether a flight that another request began has failed before
+// this one's time, that began then, is over.
+func (d *Disk) early(begin time.Time, f *flight, mine []*flight) bool {
+	return errors.Is(f.err, disk.ErrUnavailable) && !slices.Contains(mine, f) && time.Since(begin) < d.cfg.FailAfter
 }
 
 // here reports whether a chunk is there already.
@@ -146,6 +154,9 @@ func (d *Disk) fetch(g []*flight) {
 		}
 		d.rate.end(false, size, time.Since(begin), err)
 	}
+	if err != nil {
+		d.landed(g, size, err) // so that nobody joins them any more
+	}
 	for _, f := range g {
 		if f.err = err; err != nil {
 			f.data = nil
@@ -155,7 +166,9 @@ func (d *Disk) fetch(g []*flight) {
 			d.keep(f)
 		}
 	}
-	d.landed(g, size, err)
+	if err == nil {
+		d.landed(g, size, nil)
+	}
 }
 
 func (d *Disk) get(src image.Source, name string, off int64, buf []byte, check func([]byte) error) error {
