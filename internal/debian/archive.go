@@ -68,14 +68,18 @@ func (a *archive) update(ctx context.Context) error {
 	return nil
 }
 
-// download puts the .deb of a package into dir. Lists that are out of date name
+// download puts the .deb of each package into dir. Lists that are out of date name
 // versions that the archive no longer has, so a failure is tried again once
 // after an update.
-func (a *archive) download(ctx context.Context, dir, name string) error {
-	args := func() []string { return append(append([]string{}, a.opts...), "-q", "download", name) }
+func (a *archive) download(ctx context.Context, dir string, names ...string) error {
+	args := func() []string { return append(append(append([]string{}, a.opts...), "-q", "download"), names...) }
 	_, err := run(ctx, dir, "apt-get", args()...)
 	if err != nil && !a.updated && ctx.Err() == nil {
-		fmt.Fprintf(a.log, "%s is not to be had with the present package lists: running apt-get update\n", name)
+		what := names[0]
+		if len(names) > 1 {
+			what = fmt.Sprintf("%s or one of %d others", what, len(names)-1)
+		}
+		fmt.Fprintf(a.log, "%s is not to be had with the present package lists: running apt-get update\n", what)
 		if err := a.update(ctx); err != nil {
 			return err
 		}
