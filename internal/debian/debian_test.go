@@ -220,3 +220,42 @@ func TestLibraries(t *testing.T) {
 	require.ErrorIs(t, err, ErrUnavailable)
 	require.ErrorContains(t, err, "some-package")
 }
+
+// TestClosure resolves real packages, if apt can, and unpacks one of them.
+func TestClosure(t *testing.T) {
+	list, err := Closure(t.Context(), []string{"zlib1g"}, "", os.Stderr)
+	if errors.Is(err, ErrUnavailable) {
+		t.Skip(err)
+	}
+	require.NoError(t, err)
+	names := map[string]bool{}
+	for _, p := range list {
+		name, version, ok := strings.Cut(p, "=")
+		require.True(t, ok && version != "", p)
+		names[name] = true
+	}
+	require.True(t, names["zlib1g"] && names["libc6"], "%v", list)
+	_, err = Closure(t.Context(), []string{"no-such-package"}, "", nil)
+	require.ErrorIs(t, err, ErrUnavailable)
+	release, err := Release()
+	require.NoError(t, err)
+	_, err = Closure(t.Context(), []string{"zlib1g"}, release, nil)
+	require.NoError(t, err)
+}
+
+func TestUnpack(t *testing.T) {
+	calls, dir := fakeApt(t)
+	// Here apt is asked for NAME=VERSION.
+	script, err := os.ReadFile(filepath.Join(dir, "apt-get"))
+	require.NoError(t, err)
+	text := strings.NewReplacer("for name; do :; done", "for name; do name=${name%=*}; done", "${name}_1_amd64", "${name}_1%3a2_amd64").Replace(string(script))
+	require.NoError(t, os.WriteFile(filepath.Join(dir, "apt-get"), []byte(text), 0o755))
+	for range 2 {
+		tree := t.TempDir()
+		require.NoError(t, Unpack(t.Context(), []string{"thing=1:2"}, tree, nil))
+		require.FileExists(t, filepath.Join(tree, "etc/thing"))
+	}
+	require.Equal(t, 1, strings.Count(calls(), "download"), calls())
+	err = Unpack(t.Context(), []string{"thing=1:3"}, t.TempDir(), nil)
+	require.ErrorContains(t, err, "thing=1:3")
+}
