@@ -88,7 +88,7 @@ func (a *allocator) take(want int64) (first, got int64, blank bool, err error) {
 			if fit <= 0 {
 				return 0, 0, false, err
 			}
-			c = first + fit
+			c = min(c, first+fit)
 		}
 		for k := first; k < c; k++ {
 			r.setIn(b, k, 1)

@@ -285,7 +285,8 @@ func deflate(method Compression, p []byte) ([]byte, error) {
 	}
 	defer flateWriters.Put(w)
 	_, err := w.Write(p)
-	return out.Bytes(), errors.Join(err, w.Close())
+	err = errors.Join(err, w.Close())
+	return out.Bytes(), err
 }
 
 // CopyFrom writes all of src that is not zero to the image, which must be

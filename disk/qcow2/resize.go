@@ -174,7 +174,7 @@ func (im *Image) commit() error {
 	}
 	buf := make([]byte, commitPiece)
 	for off := int64(0); off < size; {
-		m, err := im.lookup(off, min(size-off, int64(len(buf))), false)
+		m, err := im.lookup(off, size-off, false)
 		if err != nil {
 			return err
 		}
@@ -183,6 +183,7 @@ func (im *Image) commit() error {
 		case kindZero:
 			err = im.backing.WriteZeroes(off, m.n, true)
 		default:
+			m.n = min(m.n, int64(len(buf)))
 			if _, err = im.readRuns([][]byte{buf[:m.n]}, off, m.n, false); err == nil {
 				_, err = im.backing.WriteAt(buf[:m.n], off)
 			}

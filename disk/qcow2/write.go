@@ -1,6 +1,7 @@
 package qcow2
 
 import (
+	"bytes"
 	"sync"
 
 	"github.com/vmkit-go/vmkit/disk"
@@ -236,6 +237,13 @@ func (im *Image) fill(f *fresh, bufs [][]byte, skip, off, n int64) error {
 		if !f.blank || !isZero(after) {
 			v.b = append(v.b, after)
 		}
+	}
+	if _, ok := im.file.(disk.Vectored); f.kept && !ok {
+		// What is durable may still show these clusters: no sector may be seen
+		// with one part new and the other not yet zeroed.
+		p := bytes.Join(v.b, nil)
+		clear(v.b)
+		v.b = append(v.b[:0], p)
 	}
 	_, err := disk.WriteV(im.file, v.b, f.host+head)
 	return err
