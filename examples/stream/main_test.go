@@ -17,6 +17,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/vmkit-go/vmkit/disk/disktest"
+	"github.com/vmkit-go/vmkit/stream/profile"
 )
 
 // TestMain lets the test binary be the program.
@@ -106,6 +107,61 @@ func TestPackServeInspect(t *testing.T) {
 	require.Contains(t, msg, ".pack")
 }
 
+// A qcow2 image over a raw one gives the same version as the raw disk that
+// qemu-img makes of it; and a profile decides on the first pack.
+func TestFormatsAndProfile(t *testing.T) {
+	dir := t.TempDir()
+	base, top, flat := filepath.Join(dir, "base.raw"), filepath.Join(dir, "top.qcow2"), filepath.Join(dir, "flat.raw")
+	rawDisk(t, base, 1)
+	for _, args := range [][]string{
+		{"create", "-q", "-f", "qcow2", "-b", base, "-F", "raw", top},
+	} {
+		out, err := exec.Command("qemu-img", args...).CombinedOutput()
+		require.NoError(t, err, "%s", out)
+	}
+	out, err := exec.Command("qemu-io", "-c", "write -P 7 2M 300k", top).CombinedOutput()
+	require.NoError(t, err, "%s", out)
+	out, err = exec.Command("qemu-img", "convert", "-f", "qcow2", "-O", "raw", top, flat).CombinedOutput()
+	require.NoError(t, err, "%s", out)
+
+	a, b := filepath.Join(dir, "a"), filepath.Join(dir, "b")
+	succeed(t, "pack", "-q", "-f", "qcow2", "-backing", "raw:"+base, top, a)
+	succeed(t, "pack", "-q", flat, b)
+	packs := func(dir string) []string {
+		list, err := filepath.Glob(filepath.Join(dir, "*.pack"))
+		require.NoError(t, err)
+		for i := range list {
+			list[i] = filepath.Base(list[i])
+		}
+		return list
+	}
+	require.Equal(t, packs(b), packs(a))
+	status, _, msg := stream(t, "pack", "-q", "-f", "qcow2", top, filepath.Join(dir, "c"))
+	require.Equal(t, 1, status)
+	require.Contains(t, msg, "base.raw", "a backing file that nobody named was opened")
+
+	img, err := openImage(t.Context(), b, trust{})
+	require.NoError(t, err)
+	c, err := img.Chunk(t.Context(), img.Chunks()-1)
+	require.NoError(t, err)
+	p := profile.Profile{Runs: 1, Entries: []profile.Entry{{Hash: c.Hash, At: time.Second, Seen: 1, Phase: "boot"}}}
+	file := filepath.Join(dir, "profile")
+	w, err := os.Create(file)
+	require.NoError(t, err)
+	_, err = p.WriteTo(w)
+	require.NoError(t, err)
+	require.NoError(t, w.Close())
+	succeed(t, "pack", "-q", "-profile", file, flat, b)
+	require.Contains(t, succeed(t, "inspect", b), "published with the image")
+	img, err = openImage(t.Context(), b, trust{})
+	require.NoError(t, err)
+	c, err = img.Chunk(t.Context(), img.Chunks()-1)
+	require.NoError(t, err)
+	require.Zero(t, c.Pack)
+	require.Zero(t, c.PackOff)
+	require.EqualValues(t, c.PackLen, img.Pack(0).Size)
+}
+
 // serve starts the server and returns its URL.
 func serve(t *testing.T, dir string, flags ...string) string {
 	t.Helper()
@@ -143,6 +199,11 @@ func TestUsage(t *testing.T) {
 		{[]string{"pack", "/no/such/disk", dir}, 1, "/no/such/disk"},
 		{[]string{"pack", "-sign", "/no/key", "/no/such/disk", dir}, 1, "/no/key"},
 		{[]string{"pack", "-previous", "no.json", "/no/such/disk", dir}, 1, "no.json"},
+		{[]string{"pack", "-f", "vmdk", "/no/such/disk", dir}, 2, "vmdk"},
+		{[]string{"pack", "-backing", "raw:/x", "/no/such/disk", dir}, 2, "-f qcow2"},
+		{[]string{"pack", "-backing", "x", "/no/such/disk", dir}, 2, "want raw:FILE"},
+		{[]string{"pack", "-profile", "/no/profile", "/no/such/disk", dir}, 1, "/no/profile"},
+		{[]string{"pack", "-profile", os.Args[0], "/no/such/disk", dir}, 1, "not a valid profile"},
 		{[]string{"serve", "/no/such/dir"}, 1, "not a directory"},
 		{[]string{"serve", "-rate", "fast", dir}, 2, "bad rate"},
 		{[]string{"inspect", dir}, 1, "manifest.json"},

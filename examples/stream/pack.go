@@ -1,30 +1,38 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"crypto/ed25519"
 	"flag"
 	"fmt"
 	"os"
 	"path/filepath"
+	"strings"
 	"time"
 
 	"github.com/klauspost/compress/zstd"
 
 	"github.com/vmkit-go/vmkit/disk"
+	"github.com/vmkit-go/vmkit/disk/qcow2"
 	"github.com/vmkit-go/vmkit/stream/fetch"
 	"github.com/vmkit-go/vmkit/stream/image"
+	"github.com/vmkit-go/vmkit/stream/profile"
 )
 
 var packCommand = command{
 	name: "pack", args: "IMAGE DIR",
-	about: "publish the raw disk IMAGE in the directory DIR",
+	about: "publish the disk IMAGE in the directory DIR",
 	help: `
 Any web server that answers range requests can serve DIR. With -previous, only
 what the earlier version does not have is stored; both may be fetched from DIR.
+With -profile (from stream record), what a boot needs comes first and together.
 `,
 	define: func(f *flag.FlagSet) func(context.Context, []string) error {
 		name := f.String("name", "manifest.json", "`file` name of the manifest in DIR")
+		var in input
+		in.define(f)
+		prof := f.String("profile", "", "profile `file` of what a boot reads; it is published too")
 		previous := f.String("previous", "", "`manifest` in DIR of the earlier version that this one builds on")
 		sign := f.String("sign", "", "sign the manifest with the private key in this `file` (from stream keygen)")
 		label := f.String("label", "", "`text` to note in the manifest, such as a version")
@@ -53,7 +61,12 @@ what the earlier version does not have is stored; both may be fetched from DIR.
 					return err
 				}
 			}
-			src, err := disk.Open(args[0], disk.FileConfig{ReadOnly: true})
+			if *prof != "" {
+				if err := bootOrder(&cfg, *prof); err != nil {
+					return err
+				}
+			}
+			src, err := in.open(args[0])
 			if err != nil {
 				return err
 			}
@@ -77,6 +90,53 @@ what the earlier version does not have is stored; both may be fetched from DIR.
 			return nil
 		}
 	},
+}
+
+// input are the flags that say what kind of file a disk is in.
+type input struct {
+	format string
+	chain  []qcow2.Layer
+}
+
+func (in *input) define(f *flag.FlagSet) {
+	f.StringVar(&in.format, "f", "raw", "`format` of IMAGE: raw or qcow2; it is never guessed")
+	f.Func("backing", "`FORMAT:FILE` below a qcow2 image; repeat it for a chain, the uppermost first", func(s string) error {
+		format, path, ok := strings.Cut(s, ":")
+		if !ok || path == "" || format != qcow2.FormatRaw && format != qcow2.FormatQcow2 {
+			return fmt.Errorf("want raw:FILE or qcow2:FILE, not %q", s)
+		}
+		in.chain = append(in.chain, qcow2.Layer{Path: path, Format: format})
+		return nil
+	})
+}
+
+func (in *input) open(path string) (disk.Backend, error) {
+	switch {
+	case in.format == "qcow2":
+		return qcow2.OpenFile(path, qcow2.FileConfig{File: disk.FileConfig{ReadOnly: true}, Chain: in.chain})
+	case in.format != "raw":
+		return nil, usage("format %q: there are raw and qcow2", in.format)
+	case in.chain != nil:
+		return nil, usage("-backing goes with -f qcow2")
+	}
+	return disk.Open(path, disk.FileConfig{ReadOnly: true})
+}
+
+// bootOrder takes the order of a boot from a profile.
+func bootOrder(cfg *image.PackConfig, path string) error {
+	data, err := os.ReadFile(path)
+	if err != nil {
+		return err
+	}
+	p, err := profile.Read(bytes.NewReader(data), path)
+	if err != nil {
+		return err
+	}
+	for _, e := range p.Entries {
+		cfg.BootOrder = append(cfg.BootOrder, e.Hash)
+	}
+	cfg.BootProfile = data
+	return nil
 }
 
 // packProgress draws a line now and then.

@@ -8,10 +8,12 @@ import (
 // onHost are the benchmarks that need no KVM. They run on this host itself,
 // in this process, print with table and figure (and to stdout, not os.Stdout), and
 // start nothing that outlives them. o.roundsOr(n) says how many rounds.
-var onHost = map[string]func(ctx context.Context, o options) error{}
+var onHost = map[string]func(ctx context.Context, o options) error{
+	"upgrade": upgrade,
+}
 
 // hostOrder is the order in which they run.
-var hostOrder = []string{}
+var hostOrder = []string{"upgrade"}
 
 // runOnHost runs the benchmarks with these names.
 func runOnHost(ctx context.Context, o options, names []string, out *figures) error {
