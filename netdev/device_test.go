@@ -145,7 +145,7 @@ func TestPauseGivesBuffersBack(t *testing.T) {
 		for i := range 10 {
 			g.dev.Pause()
 			require.Zero(t, g.queues[0].InFlight())
-			_, err := g.queues[0].Save()
+			_, _, err := g.queues[0].Save()
 			require.NoError(t, err)
 			before := g.irqs[0].Load()
 			write1(t, b.Queue(0), Header{}, testFrame(broadcast, 100, byte(i)))
@@ -432,7 +432,7 @@ func TestSaveLoad(t *testing.T) {
 		dev.Pause()
 		require.NoError(t, dev.Load(st))
 		for i := range g.queues {
-			next, err := g.queues[i].Save()
+			next, _, err := g.queues[i].Save()
 			require.NoError(t, err)
 			g.queues[i] = g.queue(i, f, next)
 		}

@@ -8,6 +8,8 @@ import (
 	"sync/atomic"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/vmkit-go/vmkit/internal/wakeup"
 )
 
 const tunPath = "/dev/net/tun"
@@ -247,6 +249,7 @@ type tapHalf struct {
 	mu   sync.Mutex // held by the reader or writer; Close waits for it
 	iov  []unix.Iovec
 	poll [2]unix.PollFd
+	loop wakeup.Loop
 }
 
 func openTapQueue(name string) (*tapQueue, error) {
@@ -407,6 +410,7 @@ func (q *tapQueue) wait(h *tapHalf) error {
 	if errno := ppoll(&h.poll); errno != 0 && errno != unix.EINTR {
 		return fmt.Errorf("tap %s: poll: %w", q.name, errno)
 	}
+	h.loop.Woke()
 	return nil
 }
 

@@ -5,6 +5,7 @@ import (
 	"os"
 	"sync"
 
+	"github.com/vmkit-go/vmkit/internal/wakeup"
 	"github.com/vmkit-go/vmkit/vm/device"
 )
 
@@ -49,6 +50,7 @@ func (r *runner) listen(d device.Doorbells, addr uint64, size int, match *uint64
 	r.bell = bell
 	r.mu.Unlock()
 	r.wg.Go(func() {
+		var loop wakeup.Loop
 		for {
 			if err := bell.Wait(); err != nil {
 				if !errors.Is(err, os.ErrClosed) {
@@ -56,6 +58,7 @@ func (r *runner) listen(d device.Doorbells, addr uint64, size int, match *uint64
 				}
 				return
 			}
+			loop.Woke()
 			if r.enter() {
 				r.run()
 			}
