@@ -9,6 +9,7 @@ import (
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"encoding/pem"
+	"fmt"
 	"log/slog"
 	"math/big"
 	"net"
@@ -197,6 +198,10 @@ func testCertificates(t testing.TB) certificates {
 }
 
 func TestMain(m *testing.M) {
+	if address := os.Getenv(serverEnv); address != "" {
+		fmt.Fprintln(os.Stderr, serverMain(address))
+		os.Exit(1)
+	}
 	code := m.Run()
 	if c, err := makeCertificates(); err == nil {
 		os.RemoveAll(c.dir)

@@ -33,8 +33,8 @@ const (
 	optInfo            uint32 = 6
 	optGo              uint32 = 7
 	optStructuredReply uint32 = 8
-	optListMetaContext uint32 = 10
-	optSetMetaContext  uint32 = 11
+	optListMetaContext uint32 = 9
+	optSetMetaContext  uint32 = 10
 )
 
 // Types of replies to options.

@@ -18,6 +18,8 @@ needs='
 /usr/bin/zstd zstd
 /usr/bin/iasl acpica-tools
 /usr/bin/iperf3 iperf3
+/usr/bin/nbdkit nbdkit
+/usr/bin/nbdinfo libnbd-bin
 /etc/ssl/certs/ca-certificates.crt ca-certificates
 '
 
