@@ -17,7 +17,6 @@ needs='
 /usr/bin/xz xz-utils
 /usr/bin/zstd zstd
 /usr/bin/iasl acpica-tools
-/usr/bin/iperf3 iperf3
 /usr/bin/nbdkit nbdkit
 /usr/bin/nbdinfo libnbd-bin
 /etc/ssl/certs/ca-certificates.crt ca-certificates

@@ -9,8 +9,20 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 )
+
+// Applets returns the names of the applets of the busybox at path.
+func Applets(ctx context.Context, path string) ([]string, error) {
+	out, err := exec.CommandContext(ctx, path, "--list").Output()
+	if err != nil {
+		return nil, fmt.Errorf("%s --list: %w", path, err)
+	}
+	return slices.DeleteFunc(strings.Fields(string(out)), func(name string) bool {
+		return strings.Contains(name, "/")
+	}), nil
+}
 
 // Busybox returns the path of a static busybox: the installed one if it is
 // static, and otherwise that of the package busybox-static.

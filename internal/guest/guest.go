@@ -125,7 +125,7 @@ func Initramfs(ctx context.Context, cfg Config) ([]byte, error) {
 	}
 	applets := []string{"sh"}
 	if cfg.Root == "" {
-		if applets, err = appletNames(ctx, busybox); err != nil {
+		if applets, err = debian.Applets(ctx, busybox); err != nil {
 			return nil, err
 		}
 	}

@@ -12,15 +12,6 @@ import (
 	"github.com/vmkit-go/vmkit/internal/debian"
 )
 
-// appletNames asks a busybox what it can do.
-func appletNames(ctx context.Context, busybox string) ([]string, error) {
-	out, err := exec.CommandContext(ctx, busybox, "--list").Output()
-	if err != nil {
-		return nil, fmt.Errorf("%s --list: %w", busybox, err)
-	}
-	return strings.Fields(string(out)), nil
-}
-
 // RootDisk makes the raw image path, size bytes long and sparse: an ext4 file
 // system with busybox under all its names. The file must not exist.
 func RootDisk(ctx context.Context, path string, size int64, log io.Writer) (err error) {
@@ -79,7 +70,7 @@ func rootTree(ctx context.Context, dir, busybox string) error {
 	if err := os.WriteFile(filepath.Join(dir, "bin/busybox"), box, 0o755); err != nil {
 		return err
 	}
-	applets, err := appletNames(ctx, busybox)
+	applets, err := debian.Applets(ctx, busybox)
 	if err != nil {
 		return err
 	}

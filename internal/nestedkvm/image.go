@@ -14,9 +14,9 @@ import (
 	"sort"
 	"strings"
 
-	"github.com/vmkit-go/vmkit/internal/cpio"
 	"github.com/vmkit-go/vmkit/internal/debian"
 	"github.com/vmkit-go/vmkit/internal/nestedkvm/agent"
+	"github.com/vmkit-go/vmkit/vm/boot/initramfs"
 )
 
 const (
@@ -83,7 +83,7 @@ func prepare(ctx context.Context, cfg *Config, dir string) (*images, error) {
 
 // initrd collects the entries of the initramfs.
 type initrd struct {
-	w    *cpio.Writer
+	w    *initramfs.Writer
 	seen map[string]bool
 }
 
@@ -98,7 +98,7 @@ func writeInitrd(ctx context.Context, cfg *Config, k *debian.Kernel, busybox, pa
 		}
 	}()
 	bw := bufio.NewWriterSize(f, 1<<20)
-	rd := &initrd{w: cpio.NewWriter(bw), seen: map[string]bool{}}
+	rd := &initrd{w: initramfs.NewWriter(bw), seen: map[string]bool{}}
 
 	// Debian's merged /usr.
 	for _, d := range []string{"bin", "sbin", "lib", "lib64"} {
@@ -110,7 +110,7 @@ func writeInitrd(ctx context.Context, cfg *Config, k *debian.Kernel, busybox, pa
 		}
 	}
 	// The console must be there before devtmpfs is.
-	if err := rd.w.CharDevice("dev/console", 0o600, 5, 1); err != nil {
+	if err := rd.w.Device("dev/console", fs.ModeDevice|fs.ModeCharDevice|0o600, 5, 1); err != nil {
 		return err
 	}
 	if err := rd.program(cfg.Init, "/init"); err != nil {
@@ -133,7 +133,7 @@ func writeInitrd(ctx context.Context, cfg *Config, k *debian.Kernel, busybox, pa
 		"etc/group":  "root:x:0:\nnogroup:x:65534:\n",
 		"etc/hosts":  "127.0.0.1 localhost nested\n::1 localhost\n",
 	} {
-		if err := rd.w.File(name, 0o644, []byte(text)); err != nil {
+		if err := rd.w.WriteFile(name, []byte(text), 0o644); err != nil {
 			return err
 		}
 	}
@@ -150,7 +150,7 @@ func writeInitrd(ctx context.Context, cfg *Config, k *debian.Kernel, busybox, pa
 	if err != nil {
 		return err
 	}
-	if err := rd.w.File(agent.ConfigPath, 0o644, data); err != nil {
+	if err := rd.w.WriteFile(agent.ConfigPath, data, 0o644); err != nil {
 		return err
 	}
 	if err := rd.w.Close(); err != nil {
@@ -198,7 +198,7 @@ func (rd *initrd) modules(cfg *Config, k *debian.Kernel) ([]string, error) {
 				if err != nil {
 					return err
 				}
-				if err := rd.w.File("usr"+name, 0o644, data); err != nil {
+				if err := rd.w.WriteFile("usr"+name, data, 0o644); err != nil {
 					return err
 				}
 				if optional {
@@ -295,7 +295,7 @@ func (rd *initrd) file(path, name string) error {
 	if !fi.Mode().IsRegular() {
 		return fmt.Errorf("%s is not a regular file", path)
 	}
-	return rd.w.Copy(name, uint32(fi.Mode().Perm()|0o444), f, fi.Size())
+	return rd.w.Copy(name, f, fi.Size(), fi.Mode().Perm()|0o444)
 }
 
 // mergedUsr maps /bin and the like to below /usr, where the initramfs has them.
@@ -313,13 +313,13 @@ func (rd *initrd) busybox(ctx context.Context, path string) error {
 	if err := rd.file(path, "/usr/bin/busybox"); err != nil {
 		return err
 	}
-	out, err := exec.CommandContext(ctx, path, "--list").Output()
+	applets, err := debian.Applets(ctx, path)
 	if err != nil {
-		return fmt.Errorf("%s --list: %w", path, err)
+		return err
 	}
-	for _, applet := range strings.Fields(string(out)) {
+	for _, applet := range applets {
 		name := "/usr/bin/" + applet
-		if strings.Contains(applet, "/") || rd.seen[name] {
+		if rd.seen[name] {
 			continue
 		}
 		rd.seen[name] = true

@@ -62,7 +62,7 @@ func TestMatches(t *testing.T) {
 }
 
 func TestNestedPackages(t *testing.T) {
-	a := &all{ctx: t.Context(), pkgs: []string{module + "/kvm", module + "/internal/cpio", module + "/internal/build"}}
+	a := &all{ctx: t.Context(), pkgs: []string{module + "/kvm", module + "/internal/rtc", module + "/internal/build"}}
 	pkgs, err := a.nestedPackages()
 	require.NoError(t, err)
 	require.Equal(t, []string{module + "/kvm"}, pkgs)
