@@ -10,6 +10,7 @@ import (
 
 	"github.com/vmkit-go/vmkit/disk"
 	"github.com/vmkit-go/vmkit/stream/image"
+	"github.com/vmkit-go/vmkit/stream/profile"
 )
 
 // Size is the size of the disk in bytes.
@@ -245,14 +246,14 @@ func (d *Disk) Extent(off int64) (disk.Extent, error) {
 	return disk.Extent{Off: off, Len: c.Off - off, Zero: true}, nil
 }
 
-// Layout says which chunk holds the byte at off, for [profile.Recorder].
-func (d *Disk) Layout(ctx context.Context) func(off int64) (hash [32]byte, end int64, zero bool, err error) {
+// Layout says which chunk of an image holds the byte at an offset.
+func Layout(ctx context.Context, img *image.Image) profile.Layout {
 	return func(off int64) ([32]byte, int64, bool, error) {
-		n, err := d.img.Find(ctx, off)
-		if err != nil || n == d.img.Chunks() {
-			return [32]byte{}, d.Size(), true, err
+		n, err := img.Find(ctx, off)
+		if err != nil || n == img.Chunks() {
+			return [32]byte{}, img.Size(), true, err
 		}
-		c, err := d.img.Chunk(ctx, n)
+		c, err := img.Chunk(ctx, n)
 		if err != nil || c.Off > off {
 			return [32]byte{}, c.Off, true, err
 		}

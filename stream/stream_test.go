@@ -430,7 +430,7 @@ func TestProfileComesFirst(t *testing.T) {
 	require.True(t, known)
 	require.Zero(t, wait)
 	n := src.count()
-	layout := d.Layout(t.Context())
+	layout := stream.Layout(t.Context(), d.Image())
 	for off := int64(0); off < d.Size(); {
 		hash, end, zero, err := layout(off)
 		require.NoError(t, err)
