@@ -2,6 +2,7 @@
 // them. Each command is a short main over packages stream/image and stream/fetch.
 //
 //	stream pack appliance.raw public       publish a disk in a directory
+//	stream record public -- COMMAND        record what a guest needs first
 //	stream serve public                    let others fetch it over HTTP
 //	stream inspect http://host:8000/manifest.json
 //	stream keygen me                       make a key pair for pack -sign
@@ -32,7 +33,7 @@ type command struct {
 }
 
 // commands in the order of the help.
-var commands = []command{packCommand, serveCommand, inspectCommand, keygenCommand}
+var commands = []command{packCommand, recordCommand, serveCommand, inspectCommand, keygenCommand}
 
 // errUsage makes the program end with status 2.
 var errUsage = errors.New("bad usage")

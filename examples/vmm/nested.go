@@ -47,7 +47,7 @@ func (o *options) needsNested() (bool, error) {
 
 // runNested runs this program with the same arguments in a nested host, to
 // which the files that they name are carried and the disks attached.
-func runNested(ctx context.Context, o *options, command string, args []string) error {
+func runNested(ctx context.Context, o *options, command string, args []string) (err error) {
 	if len(o.nets) > 0 {
 		return errors.New("-net: the nested host has no way to this host's network; run on a host with a KVM of its own")
 	}
@@ -80,6 +80,8 @@ func runNested(ctx context.Context, o *options, command string, args []string) e
 		cmd.Files = append(cmd.Files, nestedkvm.File{Path: f.path, Name: name})
 		inner = append(inner, f.flag, name)
 	}
+	var ss streams
+	defer func() { err = errors.Join(err, ss.Close()) }()
 	cfg := nestedkvm.Config{CPUs: 1, Memory: o.memory + 1<<30, Log: os.Stderr}
 	if o.noDisk() {
 		inner = append(inner, "-disk", "none")
@@ -88,13 +90,27 @@ func runNested(ctx context.Context, o *options, command string, args []string) e
 			if err := checkDisk(d); err != nil {
 				return err
 			}
-			cfg.Disks = append(cfg.Disks, nestedkvm.Disk{Path: d.path, ReadOnly: d.readOnly})
+			path := d.path
+			if d.stream != nil {
+				// It is streamed here, and handed on over NBD.
+				s, err := ss.open(ctx, d, true)
+				if err != nil {
+					return err
+				}
+				if path, err = ss.export(s); err != nil {
+					return err
+				}
+			}
+			cfg.Disks = append(cfg.Disks, nestedkvm.Disk{Path: path, ReadOnly: d.readOnly})
 			name := nestedkvm.DiskPath(i)
 			if d.readOnly {
 				name += ",ro"
 			}
 			inner = append(inner, "-disk", name)
 		}
+	}
+	if err := ss.report(o.status, o.progressMap); err != nil {
+		return err
 	}
 	if len(o.command) > 0 {
 		inner = append(append(inner, "--"), o.command...)
@@ -132,6 +148,9 @@ func runNested(ctx context.Context, o *options, command string, args []string) e
 		signals <- syscall.SIGTERM
 		time.AfterFunc(stopGrace+5*time.Second, cancel)
 	})()
+	for _, s := range ss.disks {
+		s.disk.Start()
+	}
 	err = host.Run(running, cmd)
 	var exit *nestedkvm.ExitError
 	if errors.As(err, &exit) && exit.Signal == 0 {

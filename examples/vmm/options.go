@@ -37,13 +37,16 @@ type options struct {
 	control        string
 	nested         string
 	verbose        bool
+	status         string
+	progressMap    bool
 	command        []string
 }
 
-// diskOption is one -disk flag: FILE[,ro].
+// diskOption is one -disk flag: FILE[,ro], or a URL and more.
 type diskOption struct {
 	path     string
 	readOnly bool
+	stream   *streamOption // nil: a file
 }
 
 // netOption is one -net flag: tap=NAME[,mac=M][,guest=CIDR][,gateway=IP][,queues=N].
@@ -65,6 +68,8 @@ func parseOptions(name string, args []string) (*options, []string, error) {
 	fs.StringVar(&o.control, "control", "", "listen on this Unix `socket` for vmm save")
 	fs.StringVar(&o.engine, "engine", "auto", "`engine` to run on: auto or kvm")
 	fs.StringVar(&o.nested, "nested", "auto", "`when` to run in a nested KVM host: auto (this host's KVM cannot run a kernel), always or never")
+	fs.StringVar(&o.status, "status", "", "serve the status of streamed disks as JSON on this `address`")
+	fs.BoolVar(&o.progressMap, "progress", false, "show on standard error how streamed disks arrive")
 	fs.BoolVar(&o.verbose, "v", false, "show the guest's serial port and what vmm does on standard error")
 	rest, err := parseFlags(fs, args, map[string]string{
 		"run":  "[flags] [-- COMMAND ARGS...]",
@@ -149,7 +154,7 @@ func parseFlags(fs *flag.FlagSet, args []string, usage string) ([]string, error)
 func (o *options) shapeFlags(fs *flag.FlagSet) {
 	fs.StringVar(&o.kernel, "kernel", "", "kernel `file`: bzImage or ELF vmlinux (default: Debian's cloud kernel, fetched if needed)")
 	fs.StringVar(&o.initrd, "initrd", "", "initial RAM disk `file` (default: one that mounts the first disk and runs the command)")
-	fs.Func("disk", "disk `image`, raw; \",ro\" after it makes it read-only; repeatable; the first is the root. \"none\": no disk\n(default: a new small ext4 file system with busybox, dropped at the end)", o.addDisk)
+	fs.Func("disk", "disk `image`, raw; \",ro\" after it makes it read-only; repeatable; the first is the root. \"none\": no disk\nhttp(s)://.../manifest.json streams one: ,cache=DIR,overlay=FILE,key=FILE,record=FILE,fail=DURATION,ro\n(default: a new small ext4 file system with busybox, dropped at the end)", o.addDisk)
 	fs.IntVar(&o.cpus, "cpus", 1, "`number` of CPUs")
 	fs.Func("memory", "`size` of guest memory, such as 768M or 4G (default 512M)", func(s string) (err error) {
 		o.memory, err = parseSize(s)
@@ -167,6 +172,9 @@ func (o *options) shapeFlags(fs *flag.FlagSet) {
 }
 
 func (o *options) addDisk(s string) error {
+	if remote(s) {
+		return o.addStream(s)
+	}
 	d := diskOption{path: s}
 	if p, ok := strings.CutSuffix(s, ",ro"); ok {
 		d = diskOption{path: p, readOnly: true}
@@ -243,6 +251,9 @@ func checkFile(what, path string) error {
 
 // checkDisk says why a disk cannot be used, before somebody else finds out.
 func checkDisk(d diskOption) error {
+	if d.stream != nil {
+		return nil // opening it is the only way to tell
+	}
 	image, err := disk.Open(d.path, disk.FileConfig{ReadOnly: d.readOnly})
 	if err != nil {
 		return err // it names the disk

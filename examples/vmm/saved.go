@@ -42,6 +42,9 @@ type savedDisk struct {
 
 // describeDisk looks at an image as it is now.
 func describeDisk(d diskOption) (savedDisk, error) {
+	if d.stream != nil {
+		return savedDisk{}, fmt.Errorf("disk %s is streamed: a guest with such a disk cannot be saved", d.path)
+	}
 	path, err := filepath.Abs(d.path)
 	if err != nil {
 		return savedDisk{}, err
@@ -128,7 +131,7 @@ func (o *options) restore(s savedOptions) (err error) {
 	}
 	o.disks, o.nets = nil, nil
 	for _, d := range s.Disks {
-		option := diskOption{d.Path, d.ReadOnly}
+		option := diskOption{path: d.Path, readOnly: d.ReadOnly}
 		now, err := describeDisk(option)
 		if err != nil {
 			return err

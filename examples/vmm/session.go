@@ -37,7 +37,9 @@ type session struct {
 	term    *terminal // nil: standard input is none, or is a command's
 	input   io.Reader // what the user types at an interactive console
 	console *virtio.Console
-	images  []io.Closer // to be closed after the machine
+	ctx     context.Context // of the run
+	images  []io.Closer     // to be closed after the machine
+	streams streams
 	outputs []*output
 	signals *io.PipeWriter // names of signals for the command
 	left    bool           // Ctrl-A x was typed
@@ -58,6 +60,7 @@ func (s *session) close(ctx context.Context) (err error) {
 	for _, c := range s.images {
 		err = errors.Join(err, c.Close())
 	}
+	err = errors.Join(err, s.streams.Close())
 	if s.signals != nil {
 		s.signals.Close()
 	}
@@ -116,6 +119,14 @@ func (s *session) devices() (_ []virtio.Device, err error) {
 		}
 	}()
 	for _, d := range s.o.disks {
+		if d.stream != nil {
+			dev, err := s.streamedDevice(d)
+			if err != nil {
+				return devices, err
+			}
+			devices = append(devices, dev)
+			continue
+		}
 		image, err := disk.Open(d.path, disk.FileConfig{ReadOnly: d.readOnly})
 		if err != nil {
 			return devices, err // it names the disk
@@ -138,6 +149,9 @@ func (s *session) devices() (_ []virtio.Device, err error) {
 		}
 		devices = append(devices, dev)
 	}
+	if err := s.streams.report(s.o.status, s.o.progressMap); err != nil {
+		return devices, err
+	}
 	if s.console, err = virtio.NewConsole(s.consoleConfig()); err != nil {
 		return devices, err
 	}
@@ -147,6 +161,25 @@ func (s *session) devices() (_ []virtio.Device, err error) {
 		return devices, err
 	}
 	return append(devices, rng), nil
+}
+
+// streamedDevice attaches a disk that is streamed. What cannot be had for now
+// the device holds, so that the guest waits and can still be paused.
+func (s *session) streamedDevice(d diskOption) (virtio.Device, error) {
+	image, err := s.streams.open(s.ctx, d, false)
+	if err != nil {
+		return nil, err
+	}
+	cfg := disk.Config{ReadOnly: d.readOnly, Queues: min(s.o.cpus, 4)}
+	if d.stream.fail == 0 {
+		cfg.Hold = image.held
+	}
+	dev, err := disk.NewDevice(image.backend(), cfg)
+	if err != nil {
+		return nil, fmt.Errorf("disk %s: %w", d.path, err)
+	}
+	image.device.Store(dev)
+	return dev, nil
 }
 
 // consoleConfig gives a command its streams as ports of their own, and a

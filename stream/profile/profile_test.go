@@ -6,6 +6,8 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -258,4 +260,18 @@ func ExampleRecorder() {
 	// Output:
 	// boot 1
 	// service 1
+}
+
+func TestAddToFile(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "boot.profile")
+	a, b := random(t, 1, 1), random(t, 2, 2)
+	require.NoError(t, profile.AddToFile(path, a))
+	require.NoError(t, profile.AddToFile(path, b))
+	got, err := profile.ReadFile(path)
+	require.NoError(t, err)
+	want, err := profile.Merge(a, b)
+	require.NoError(t, err)
+	require.Empty(t, cmp.Diff(want, got))
+	require.NoError(t, os.WriteFile(path, []byte("x"), 0o600))
+	require.ErrorIs(t, profile.AddToFile(path, a), profile.ErrFormat, "what is no profile is not replaced")
 }
