@@ -10,10 +10,11 @@ import (
 // start nothing that outlives them. o.roundsOr(n) says how many rounds.
 var onHost = map[string]func(ctx context.Context, o options) error{
 	"upgrade": upgrade,
+	"stream":  streamBench,
 }
 
 // hostOrder is the order in which they run.
-var hostOrder = []string{"upgrade"}
+var hostOrder = []string{"upgrade", "stream"}
 
 // runOnHost runs the benchmarks with these names.
 func runOnHost(ctx context.Context, o options, names []string, out *figures) error {

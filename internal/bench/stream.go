@@ -31,11 +31,6 @@ import (
 	"github.com/vmkit-go/vmkit/vm/boot/initramfs"
 )
 
-func init() {
-	onHost["stream"] = streamBench
-	hostOrder = append(hostOrder, "stream")
-}
-
 //go:embed testdata/stream-init.sh
 var streamInit []byte
 
