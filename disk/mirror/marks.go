@@ -18,7 +18,7 @@ type marks struct {
 	leaving bitmap // of set: taken back soon, unless touched
 	touched bitmap // changed since the last checkpoint
 	commits int    // since the last checkpoint
-	broken  bool   // the journal has failed, and nothing is marked any more
+	off     bool   // nothing is marked any more
 	kick    chan struct{}
 }
 
@@ -36,7 +36,7 @@ func (k *marks) regions(s *span) (first, last int64) { return s.off >> k.shift, 
 // touch reports whether s may start. If not, its regions will be marked.
 func (k *marks) touch(s *span) bool {
 	first, last := k.regions(s)
-	if k.broken {
+	if k.off {
 		return true
 	}
 	if k.set.all(first, last) {
@@ -74,16 +74,15 @@ func (m *move) mark() error {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if err != nil {
-		k.broken = true
-	} else {
-		for i := range fresh {
-			k.set[i] |= fresh[i]
-			k.touched[i] |= fresh[i]
-		}
-		k.commits++
+		return err // what waits goes on waiting, for giveUp
 	}
+	for i := range fresh {
+		k.set[i] |= fresh[i]
+		k.touched[i] |= fresh[i]
+	}
+	k.commits++
 	t.admitAll()
-	return err
+	return nil
 }
 
 // stay chooses the marks to take back: those of regions that have been left

@@ -34,7 +34,8 @@ type Config struct {
 	// not called off, and comes on top.
 	MaxPause time.Duration
 	// Patience is how long a move goes on without anything being copied
-	// although there is something to copy; 0 means a minute.
+	// although there is something to copy, and how long changes wait for a
+	// journal that fails; 0 means 30 s.
 	Patience time.Duration
 	// Checkpoint is how often both sides are flushed, so that a move that is
 	// resumed after a crash need not copy what was copied before; 0 means 10
@@ -53,7 +54,7 @@ func (c *Config) fill() error {
 	}{
 		{&c.Lag, 10 * time.Millisecond, "Lag"},
 		{&c.MaxPause, 50 * time.Millisecond, "MaxPause"},
-		{&c.Patience, time.Minute, "Patience"},
+		{&c.Patience, defaultPatience, "Patience"},
 		{&c.Checkpoint, 10 * time.Second, "Checkpoint"},
 	} {
 		if *d.v < 0 {
@@ -68,6 +69,8 @@ func (c *Config) fill() error {
 	}
 	return nil
 }
+
+const defaultPatience = 30 * time.Second
 
 // tick is how often late targets are looked for.
 const tick = 5 * time.Millisecond
@@ -148,23 +151,39 @@ func newTracker(d *Disk, src side) (*move, error) {
 	return m, nil
 }
 
-// tracks reports whether m is a tracker, or what a suspended move has become.
-// The caller holds d.mu.
-func (m *move) tracks() bool { return m.dst.Backend == nil }
-
 // marker marks regions in the journal as changes ask for it.
 func (m *move) marker() {
 	for {
 		select {
 		case <-m.table.marks.kick:
 			if err := m.mark(); err != nil {
-				m.fail(fmt.Errorf("mark in the journal: %w", err))
+				m.lostJournal(fmt.Errorf("%w: mark: %w", ErrJournal, err))
 			}
 		case <-m.stop:
 			return
 		}
 	}
 }
+
+// lostJournal ends the move, or what tracks it.
+func (m *move) lostJournal(err error) {
+	m.d.mu.Lock()
+	started := m.cancel.Load() != nil
+	if !started {
+		m.cancel.Store(&noCancel) // Start comes too late
+	}
+	m.d.mu.Unlock()
+	if started {
+		m.fail(err)
+		return
+	}
+	go func() {
+		wait, err := m.giveUp(err)
+		m.end(wait, err)
+	}()
+}
+
+var noCancel context.CancelCauseFunc = func(error) {}
 
 // Start begins to move the disk, of up to 64 TiB, to target, which must have its
 // size and not be used otherwise; what it holds is overwritten. The move ends when it has
@@ -187,7 +206,7 @@ func (d *Disk) Start(ctx context.Context, target disk.Backend, cfg Config) (*Mov
 	switch {
 	case d.closed.Load():
 		return fail(d.refuse("move", 0, 0, os.ErrClosed))
-	case d.move != nil && !d.move.tracks():
+	case d.move != nil && d.move.cancel.Load() != nil:
 		return fail(ErrMoving)
 	case target == now.Backend:
 		return fail(errors.New("it is there already"))
@@ -355,14 +374,36 @@ func (m *move) giveUp(err error) (wait func(), _ error) {
 	case errors.Is(err, ErrSuspended) && m.journal != nil:
 		// Changes go on being noted until the backend is closed.
 	default:
-		if m.journal != nil {
-			if e := m.journal.Clear(); e != nil {
-				err = errors.Join(err, fmt.Errorf("%w: it still holds the move and must not be used: %w", ErrJournal, e))
+		if e := m.forget(); e != nil {
+			if m.d.closed.Load() {
+				break
 			}
+			err = errors.Join(err, fmt.Errorf("%w: it still holds the move and must not be used: %w", ErrJournal, e))
 		}
 		wait = m.leave(m.src)
 	}
-	return wait, fmt.Errorf("move disk %s to %s: %w", m.src.Info().Name, m.dst.Info().Name, err)
+	return wait, fmt.Errorf("move disk %s to %s: %w", m.rec.Source, m.rec.Target, err)
+}
+
+// forget clears the journal. As long as that fails, changes whose regions are
+// not marked must wait: if the journal came back after a crash, it would not
+// know of them. They do not wait for ever.
+func (m *move) forget() error {
+	if m.journal == nil {
+		return nil
+	}
+	patience := m.cfg.Patience
+	if patience == 0 {
+		patience = defaultPatience
+	}
+	until := time.Now().Add(patience)
+	for wait := 10 * time.Millisecond; ; wait = min(2*wait, time.Second) {
+		err := m.journal.Clear()
+		if err == nil || time.Now().After(until) || m.d.closed.Load() {
+			return err
+		}
+		time.Sleep(wait)
+	}
 }
 
 // leave makes s alone serve the disk, and sends there what has waited. It
@@ -404,7 +445,7 @@ func (m *move) halt() {
 	m.once.Do(func() { close(m.stop) })
 	m.stopped.Wait()
 	m.table.mu.Lock()
-	m.table.marks.broken = true
+	m.table.marks.off = true
 	m.table.admitAll()
 	m.table.mu.Unlock()
 }
