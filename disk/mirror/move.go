@@ -233,7 +233,7 @@ func (d *Disk) Start(ctx context.Context, target disk.Backend, cfg Config) (*Mov
 			}
 		}
 		m = newMove(d, now.side, r, nil)
-		m.dst, m.cfg = newSide(target), cfg
+		m.dst, m.cfg, m.table.capped = newSide(target), cfg, cfg.CapWrites
 		wait = d.replace(newMode(now.side, m))
 		if old := d.move; old != nil {
 			old.table.close()
@@ -242,7 +242,7 @@ func (d *Disk) Start(ctx context.Context, target disk.Backend, cfg Config) (*Mov
 		d.move = m
 	} else {
 		m.table.mu.Lock()
-		m.dst, m.cfg = newSide(target), cfg
+		m.dst, m.cfg, m.table.capped = newSide(target), cfg, cfg.CapWrites
 		m.table.source = false
 		m.table.mu.Unlock()
 	}

@@ -17,7 +17,7 @@ const (
 type span struct {
 	off, end int64 // bytes
 	copies   bool  // a copy
-	dirties  bool  // a change that leaves the target behind, always
+	discards bool  // a change that leaves the target behind, unless table.capped
 
 	// Set when the span starts, and guarded by table.mu.
 	both      bool // the change goes to the target as well
@@ -85,6 +85,7 @@ type table struct {
 	nDirty int64
 	marks  *marks // nil without a journal
 
+	capped bool // no change leaves the target behind
 	source bool // new changes go to the source alone
 	paused bool // new changes wait
 	closed bool // new changes belong elsewhere
@@ -158,7 +159,7 @@ func (t *table) admit(s *span, k int) bool {
 		if t.paused || t.marks != nil && !t.marks.touch(s) {
 			return false
 		}
-		s.both = !s.dirties && !t.source && !t.dirty.all(first, last)
+		s.both = (!s.discards || t.capped) && !t.source && !t.dirty.all(first, last)
 	}
 	for _, o := range t.active {
 		if s.overlaps(o) && (s.copies || o.exclusive || s.both && o.both) {
@@ -166,7 +167,7 @@ func (t *table) admit(s *span, k int) bool {
 		}
 	}
 	for _, o := range t.waiting[:k] {
-		if s.overlaps(o) && (s.copies || o.copies || s.both && !o.dirties) {
+		if s.overlaps(o) && (s.copies || o.copies || s.both && (!o.discards || t.capped)) {
 			return false
 		}
 	}

@@ -127,7 +127,7 @@ func (m *move) discard(off, n int64) (again bool, err error) {
 	}
 	s := newSpan(off, n)
 	defer s.drop()
-	s.dirties = !m.cfg.CapWrites
+	s.discards = true
 	if !m.table.acquire(s) {
 		return m.dead() == nil, m.dead()
 	}
