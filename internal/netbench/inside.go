@@ -145,7 +145,7 @@ func makeTap(queues int) error {
 			return fmt.Errorf("ip %s: %w: %s", strings.Join(args, " "), err, out)
 		}
 	}
-	return nil
+	return os.WriteFile("/proc/sys/net/ipv4/tcp_min_tso_segs", fmt.Append(nil, minSegments), 0)
 }
 
 // command is the program that runs one machine.
