@@ -4,9 +4,7 @@ import (
 	"context"
 	"crypto/ed25519"
 	"crypto/sha256"
-	"errors"
 	"fmt"
-	"hash"
 	"io"
 	"os"
 	"path/filepath"
@@ -143,7 +141,8 @@ type job struct {
 // Pack publishes the disk src, of which it reads everything, and leaves the
 // files of other versions in the directory alone. The disk must not change
 // meanwhile. Nothing is visible until all is on stable storage; what a cut-off
-// Pack leaves is found again under the same name by the next.
+// Pack leaves is found again under the same name by the next. One Pack works in
+// a directory at a time; another fails with an error wrapping [disk.ErrLocked].
 func Pack(ctx context.Context, src disk.Backend, cfg PackConfig) (sum Summary, err error) {
 	if cfg.Name == "" {
 		cfg.Name = "manifest.json"
@@ -174,6 +173,11 @@ func Pack(ctx context.Context, src disk.Backend, cfg PackConfig) (sum Summary, e
 	if err := os.MkdirAll(cfg.Dir, 0o755); err != nil {
 		return sum, err
 	}
+	unlock, err := lockDir(cfg.Dir)
+	if err != nil {
+		return sum, err
+	}
+	defer unlock()
 	p := &packer{cfg: cfg, src: src, boot: map[Hash]bool{}, known: map[Hash]place{}}
 	p.data = packWriter{dir: cfg.Dir, limit: cfg.PackSize}
 	for _, h := range cfg.BootOrder {
@@ -495,101 +499,4 @@ func (p *packer) packTable(boot []File) (packs []File, number map[packID]int) {
 		}
 	}
 	return slices.Clip(packs), number
-}
-
-// Files of packs under way have names like this.
-const tempPattern = ".vmkit-tmp-*"
-
-// packWriter writes packs and names them.
-type packWriter struct {
-	dir   string
-	limit int64
-	done  []File
-
-	f    *os.File
-	sum  hash.Hash
-	size int64
-}
-
-// add appends a frame and returns where it is.
-func (w *packWriter) add(frame []byte) (pack int, off int64, err error) {
-	if w.f != nil && w.size > 0 && w.size+int64(len(frame)) > w.limit {
-		if err := w.close(); err != nil {
-			return 0, 0, err
-		}
-	}
-	if w.f == nil {
-		if w.f, err = os.CreateTemp(w.dir, tempPattern); err != nil {
-			return 0, 0, err
-		}
-		w.sum, w.size = sha256.New(), 0
-	}
-	if _, err := w.f.Write(frame); err != nil {
-		return 0, 0, err
-	}
-	w.sum.Write(frame)
-	off = w.size
-	w.size += int64(len(frame))
-	return len(w.done), off, nil
-}
-
-// close ends the pack under way, if any.
-func (w *packWriter) close() error {
-	if w.f == nil {
-		return nil
-	}
-	name := fmt.Sprintf("%x", w.sum.Sum(nil)) + packSuffix
-	if err := publish(w.f, filepath.Join(w.dir, name)); err != nil {
-		return err
-	}
-	w.f = nil
-	w.done = append(w.done, File{name, w.size})
-	return nil
-}
-
-// abort removes the pack under way, if any.
-func (w *packWriter) abort() {
-	if w.f != nil {
-		w.f.Close()
-		os.Remove(w.f.Name())
-		w.f = nil
-	}
-}
-
-// publish makes a temporary file durable and gives it its name.
-func publish(f *os.File, path string) error {
-	err := f.Chmod(0o644)
-	if err == nil {
-		err = f.Sync()
-	}
-	if e := f.Close(); err == nil {
-		err = e
-	}
-	if err == nil {
-		err = os.Rename(f.Name(), path)
-	}
-	if err != nil {
-		os.Remove(f.Name())
-	}
-	return err
-}
-
-// writeFile writes a whole file, in one step for its readers.
-func writeFile(dir, name string, data []byte) error {
-	f, err := os.CreateTemp(dir, tempPattern)
-	if err != nil {
-		return err
-	}
-	if _, err := f.Write(data); err != nil {
-		return errors.Join(err, f.Close(), os.Remove(f.Name()))
-	}
-	return publish(f, filepath.Join(dir, name))
-}
-
-func syncDir(dir string) error {
-	d, err := os.Open(dir)
-	if err != nil {
-		return err
-	}
-	return errors.Join(d.Sync(), d.Close())
 }

@@ -1,0 +1,142 @@
+package image
+
+import (
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"hash"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/vmkit-go/vmkit/disk"
+)
+
+// Files of packs under way have names like this.
+const (
+	tempPrefix  = ".vmkit-tmp-"
+	tempPattern = tempPrefix + "*"
+)
+
+// packWriter writes packs and names them.
+type packWriter struct {
+	dir   string
+	limit int64
+	done  []File
+
+	f    *os.File
+	sum  hash.Hash
+	size int64
+}
+
+// add appends a frame and returns where it is.
+func (w *packWriter) add(frame []byte) (pack int, off int64, err error) {
+	if w.f != nil && w.size > 0 && w.size+int64(len(frame)) > w.limit {
+		if err := w.close(); err != nil {
+			return 0, 0, err
+		}
+	}
+	if w.f == nil {
+		if w.f, err = os.CreateTemp(w.dir, tempPattern); err != nil {
+			return 0, 0, err
+		}
+		w.sum, w.size = sha256.New(), 0
+	}
+	if _, err := w.f.Write(frame); err != nil {
+		return 0, 0, err
+	}
+	w.sum.Write(frame)
+	off = w.size
+	w.size += int64(len(frame))
+	return len(w.done), off, nil
+}
+
+// close ends the pack under way, if any.
+func (w *packWriter) close() error {
+	if w.f == nil {
+		return nil
+	}
+	name := fmt.Sprintf("%x", w.sum.Sum(nil)) + packSuffix
+	if err := publish(w.f, filepath.Join(w.dir, name)); err != nil {
+		return err
+	}
+	w.f = nil
+	w.done = append(w.done, File{name, w.size})
+	return nil
+}
+
+// abort removes the pack under way, if any.
+func (w *packWriter) abort() {
+	if w.f != nil {
+		w.f.Close()
+		os.Remove(w.f.Name())
+		w.f = nil
+	}
+}
+
+// publish makes a temporary file durable and gives it its name.
+func publish(f *os.File, path string) error {
+	err := f.Chmod(0o644)
+	if err == nil {
+		err = f.Sync()
+	}
+	if e := f.Close(); err == nil {
+		err = e
+	}
+	if err == nil {
+		err = os.Rename(f.Name(), path)
+	}
+	if err != nil {
+		os.Remove(f.Name())
+	}
+	return err
+}
+
+// writeFile writes a whole file, in one step for its readers.
+func writeFile(dir, name string, data []byte) error {
+	f, err := os.CreateTemp(dir, tempPattern)
+	if err != nil {
+		return err
+	}
+	if _, err := f.Write(data); err != nil {
+		return errors.Join(err, f.Close(), os.Remove(f.Name()))
+	}
+	return publish(f, filepath.Join(dir, name))
+}
+
+func syncDir(dir string) error {
+	d, err := os.Open(dir)
+	if err != nil {
+		return err
+	}
+	return errors.Join(d.Sync(), d.Close())
+}
+
+// lockDir makes this the only Pack in a directory, and removes what an earlier
+// one that was killed had under way.
+func lockDir(dir string) (unlock func(), err error) {
+	d, err := os.Open(dir)
+	if err != nil {
+		return nil, err
+	}
+	if err := unix.Flock(int(d.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+		d.Close()
+		if errors.Is(err, unix.EWOULDBLOCK) {
+			err = fmt.Errorf("%w: another program packs there", disk.ErrLocked)
+		}
+		return nil, fmt.Errorf("lock %s: %w", dir, err)
+	}
+	names, err := d.Readdirnames(-1)
+	for _, name := range names {
+		if err == nil && strings.HasPrefix(name, tempPrefix) {
+			err = os.Remove(filepath.Join(dir, name))
+		}
+	}
+	if err != nil {
+		d.Close()
+		return nil, err
+	}
+	return func() { d.Close() }, nil
+}
