@@ -11,10 +11,11 @@ import (
 var onHost = map[string]func(ctx context.Context, o options) error{
 	"upgrade": upgrade,
 	"stream":  streamBench,
+	"mirror":  benchMirror,
 }
 
 // hostOrder is the order in which they run.
-var hostOrder = []string{"upgrade", "stream"}
+var hostOrder = []string{"upgrade", "stream", "mirror"}
 
 // runOnHost runs the benchmarks with these names.
 func runOnHost(ctx context.Context, o options, names []string, out *figures) error {
