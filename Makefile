@@ -38,7 +38,7 @@ fuzz: deps
 
 proofs: deps
 	$(GO) build -o bin/nestedexec ./internal/nestedkvm/nestedexec
-	VMKIT_FULL=1 $(GO) test -timeout 40m -exec $(CURDIR)/bin/nestedexec -v -run 'TestBootMatrix|TestKill' ./examples/vmm
+	VMKIT_FULL=1 $(GO) test -timeout 60m -exec '$(CURDIR)/bin/nestedexec -cpus 1' -v -run 'TestBootMatrix|TestKill' ./examples/vmm
 
 hostile:
 	VMKIT_HOSTILE_STEPS=$(STEPS) $(GO) test -timeout 0 -run Hostile ./vm/virtio ./disk ./netdev
