@@ -144,9 +144,7 @@ type compressedSpace struct {
 // writes it must not run beside one that overlaps.
 func (im *Image) WriteCompressedAt(p []byte, off int64) error {
 	err := func() error {
-		im.gate.RLock()
-		defer im.gate.RUnlock()
-		id := im.requests.enter()
+		id := im.enter()
 		defer im.requests.leave(id)
 		if err := im.check(off, int64(len(p))); err != nil {
 			return err

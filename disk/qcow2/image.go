@@ -44,21 +44,22 @@ type Image struct {
 	layout
 
 	file      disk.Backend
+	vectored  disk.Vectored  // nil if the container is not
 	grow      disk.Resizer   // nil if the container has a fixed size
 	immediate disk.Immediate // nil if the container is not
 	info      disk.Info
 	size      atomic.Int64
 
-	// gate is held for reading by every request, and for writing by what
-	// needs the image for itself: Close, Resize, Commit, the end of Rebase.
+	// gate is held for reading by flushes, and for writing by what needs the
+	// image for itself, see lock: Close, Resize, Commit, the end of Rebase.
 	gate     sync.RWMutex
 	closed   atomic.Bool
-	backing  disk.Backend // nil: none; changes under gate
+	backing  disk.Backend // nil: none; changes under lock
 	requests epochs
 	ruined   atomic.Pointer[error] // why the image may not be changed any more
 
 	// The L1 table, and the L2 tables in memory, by L1 index. Replaced under
-	// gate, entries changed under mu.
+	// lock, entries changed under mu.
 	l1     []atomic.Uint64
 	tables []atomic.Pointer[l2Table]
 	loads  [16]sync.Mutex // held while table i%16 is read
@@ -163,10 +164,12 @@ func load(file disk.Backend, h *header, cfg Config, refcounts bool) (*Image, err
 		layout: newLayout(h.clusterBits, h.version),
 		file:   file, backing: cfg.Backing, hdr: h, l1Dirty: map[int64]bool{},
 	}
+	im.vectored, _ = file.(disk.Vectored)
 	im.grow, _ = file.(disk.Resizer)
 	im.immediate, _ = file.(disk.Immediate)
 	im.size.Store(h.size)
 	im.sync.init()
+	im.requests.init()
 	im.inflater.init(&im.layout, h.compression)
 	if depth(im) > maxChain {
 		return nil, fmt.Errorf("chain of more than %d images", maxChain)
@@ -223,8 +226,8 @@ func (im *Image) Close() error {
 	}
 	done := make(chan error, 1)
 	go func() {
-		im.gate.Lock()
-		defer im.gate.Unlock()
+		im.lock()
+		defer im.unlock()
 		done <- im.finish()
 	}()
 	var err error
@@ -237,7 +240,8 @@ func (im *Image) Close() error {
 	}
 }
 
-// finish leaves the container as a clean image. The caller holds gate alone.
+// finish leaves the container as a clean image. The caller holds
+// the image's lock.
 func (im *Image) finish() error {
 	im.mu.Lock()
 	changed := im.changed
@@ -255,7 +259,7 @@ func (im *Image) finish() error {
 }
 
 // settle makes the container a clean image without leaks. The caller holds
-// gate alone, so that no request is in flight.
+// the image's lock.
 func (im *Image) settle() error {
 	// Freed clusters are given back once the tables that dropped them are
 	// durable, and that changes refcounts.
@@ -285,7 +289,8 @@ func (im *Image) fail(op string, off, n int64, err error) error {
 	return &disk.Error{Op: op, Name: im.info.Name, Off: off, Len: n, Err: err}
 }
 
-// check is for changes, which must lie within the disk. The caller holds gate.
+// check is for changes, which must lie within the disk. The caller is a request,
+// or holds lock.
 func (im *Image) check(off, n int64) error {
 	size := im.size.Load()
 	switch {

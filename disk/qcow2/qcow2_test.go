@@ -150,7 +150,10 @@ type keep struct {
 func (keep) Close() error { return nil }
 
 func TestConformance(t *testing.T) {
-	for _, v := range variants() {
+	for i, v := range variants() {
+		if testing.Short() && i%4 != 3 {
+			continue // each kind of table is met by some of the rest
+		}
 		t.Run(v.name, func(t *testing.T) {
 			files := map[disk.Backend]keep{}
 			below := map[disk.Backend]disk.Backend{}

@@ -9,10 +9,38 @@ import (
 
 // ReadAt implements io.ReaderAt.
 func (im *Image) ReadAt(p []byte, off int64) (int, error) {
+	if n, ok := im.readInPlace(p, off); ok {
+		return n, nil
+	}
 	v := getVec()
 	defer v.put()
 	v.b = append(v.b, p)
 	return im.ReadVAt(v.b, off)
+}
+
+// readInPlace is ReadAt where one read of the container or of the backing disk
+// does it.
+func (im *Image) readInPlace(p []byte, off int64) (int, bool) {
+	e := im.enter()
+	defer im.requests.leave(e)
+	n := int64(len(p))
+	if size := im.size.Load(); im.closed.Load() || off < 0 || n == 0 || n > size || off > size-n {
+		return 0, false
+	}
+	m, err := im.lookup(off, n, true)
+	if err != nil || m.n < n {
+		return 0, false
+	}
+	k := 0
+	switch {
+	case m.kind == kindData || m.kind == kindShared:
+		k, err = im.file.ReadAt(p, m.host)
+	case m.kind == kindHole && im.backing != nil:
+		k, err = im.backing.ReadAt(p, off)
+	default:
+		return 0, false
+	}
+	return k, err == nil
 }
 
 // ReadVAt implements [disk.Vectored].
@@ -27,9 +55,7 @@ func (im *Image) TryReadVAt(bufs [][]byte, off int64) (int, error) {
 }
 
 func (im *Image) read(bufs [][]byte, off int64, try bool) (int, error) {
-	im.gate.RLock()
-	defer im.gate.RUnlock()
-	e := im.requests.enter()
+	e := im.enter()
 	defer im.requests.leave(e)
 	want := total(bufs)
 	n, err := im.readRuns(bufs, off, want, try)
@@ -95,6 +121,10 @@ func (im *Image) readRun(bufs [][]byte, m mapping, off int64, try bool) (int64, 
 		}
 		return m.n, im.readCompressed(bufs, m.entry, off&(im.cluster-1), m.n)
 	}
+	if im.vectored != nil && !try {
+		n, err := im.vectored.ReadVAt(bufs, m.host)
+		return padded(bufs, n, m.n, err)
+	}
 	return readPadded(im.file, bufs, m.host, m.n, try)
 }
 
@@ -114,6 +144,11 @@ func readPadded(b disk.Backend, bufs [][]byte, off, n int64, try bool) (int64, e
 		}
 		k, err = i.TryReadVAt(bufs, off)
 	}
+	return padded(bufs, k, n, err)
+}
+
+// padded completes a read of n bytes that found k.
+func padded(bufs [][]byte, k int, n int64, err error) (int64, error) {
 	if err == io.EOF {
 		clearFrom(bufs, int64(k))
 		return n, nil

@@ -37,8 +37,8 @@ func (im *Image) rebase(backing disk.Backend, name, format string) error {
 		}
 		off += n
 	}
-	im.gate.Lock()
-	defer im.gate.Unlock()
+	im.lock()
+	defer im.unlock()
 	if err := im.check(0, 0); err != nil {
 		return err
 	}
@@ -74,9 +74,7 @@ func (im *Image) rebase(backing disk.Backend, name, format string) error {
 // copyUp makes a piece of the image at off, whose length it returns, read the
 // same above backing.
 func (im *Image) copyUp(backing disk.Backend, off int64, old, now []byte) (int64, error) {
-	im.gate.RLock()
-	defer im.gate.RUnlock()
-	id := im.requests.enter()
+	id := im.enter()
 	defer im.requests.leave(id)
 	if err := im.check(0, 0); err != nil {
 		return 0, err

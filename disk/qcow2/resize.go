@@ -11,8 +11,8 @@ import (
 // Resize implements [disk.Resizer]. The size is a multiple of 512. An image
 // with snapshots cannot shrink. Requests wait until it is done.
 func (im *Image) Resize(size int64) error {
-	im.gate.Lock()
-	defer im.gate.Unlock()
+	im.lock()
+	defer im.unlock()
 	if err := im.resize(size); err != nil {
 		return im.fail("resize", 0, size, err)
 	}
@@ -91,7 +91,7 @@ func (im *Image) growTo(old, size int64) error {
 }
 
 // growL1 moves the L1 table to where it has room for n entries. The caller
-// has gate alone.
+// holds the image's lock.
 func (im *Image) growL1(n int64) error {
 	// Only durable entries may be in the new table.
 	if err := im.flushTables(false); err != nil {
@@ -147,8 +147,8 @@ const commitPiece = 1 << 20
 // disk do not. Requests wait until it is done. If it fails, nothing is lost,
 // and it may be repeated.
 func (im *Image) Commit() error {
-	im.gate.Lock()
-	defer im.gate.Unlock()
+	im.lock()
+	defer im.unlock()
 	if err := im.commit(); err != nil {
 		return im.fail("commit", 0, 0, err)
 	}
@@ -202,7 +202,8 @@ func (im *Image) commit() error {
 	return im.flushTables(false)
 }
 
-// empty drops all L2 tables and what they refer to. The caller has gate alone.
+// empty drops all L2 tables and what they refer to. The caller holds the
+// image's lock.
 func (im *Image) empty() error {
 	if err := im.flushTables(false); err != nil {
 		return err

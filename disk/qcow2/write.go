@@ -12,10 +12,28 @@ const maxNew = 4 << 20
 
 // WriteAt implements io.WriterAt.
 func (im *Image) WriteAt(p []byte, off int64) (int, error) {
+	if n, ok := im.writeInPlace(p, off); ok {
+		return n, nil
+	}
 	v := getVec()
 	defer v.put()
 	v.b = append(v.b, p)
 	return im.WriteVAt(v.b, off)
+}
+
+// writeInPlace is WriteAt where one write to the container does it.
+func (im *Image) writeInPlace(p []byte, off int64) (int, bool) {
+	e := im.enter()
+	defer im.requests.leave(e)
+	if im.check(off, int64(len(p))) != nil || len(p) == 0 {
+		return 0, false
+	}
+	m, err := im.lookup(off, int64(len(p)), true)
+	if err != nil || m.kind != kindData || m.n < int64(len(p)) {
+		return 0, false
+	}
+	n, err := im.file.WriteAt(p, m.host)
+	return n, err == nil
 }
 
 // WriteVAt implements [disk.Vectored]. It overwrites clusters in place where
@@ -39,9 +57,7 @@ func (im *Image) TryWriteVAt(bufs [][]byte, off int64) (int, error) {
 
 // write also reports whether tables were changed.
 func (im *Image) write(bufs [][]byte, off int64, try bool) (int, bool, error) {
-	im.gate.RLock()
-	defer im.gate.RUnlock()
-	e := im.requests.enter()
+	e := im.enter()
 	defer im.requests.leave(e)
 	want := total(bufs)
 	n, grew, err := int64(0), false, im.check(off, want)
@@ -87,6 +103,10 @@ func (im *Image) writeRuns(bufs [][]byte, off, want int64, try bool) (done int64
 
 func (im *Image) writeHost(bufs [][]byte, off int64, try bool) (int64, error) {
 	if !try {
+		if im.vectored != nil {
+			n, err := im.vectored.WriteVAt(bufs, off)
+			return int64(n), err
+		}
 		n, err := disk.WriteV(im.file, bufs, off)
 		return int64(n), err
 	}
@@ -238,7 +258,7 @@ func (im *Image) fill(f *fresh, bufs [][]byte, skip, off, n int64) error {
 			v.b = append(v.b, after)
 		}
 	}
-	if _, ok := im.file.(disk.Vectored); f.kept && !ok {
+	if f.kept && im.vectored == nil {
 		// What is durable may still show these clusters: no sector may be seen
 		// with one part new and the other not yet zeroed.
 		p := bytes.Join(v.b, nil)

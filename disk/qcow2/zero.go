@@ -47,9 +47,7 @@ func (im *Image) WriteZeroes(off, n int64, mayUnmap bool) error {
 
 func (im *Image) zero(op string, off, n int64, fn func() error) error {
 	err := func() error {
-		im.gate.RLock()
-		defer im.gate.RUnlock()
-		e := im.requests.enter()
+		e := im.enter()
 		defer im.requests.leave(e)
 		if err := im.check(off, n); err != nil || n == 0 {
 			return err
@@ -101,7 +99,7 @@ func (im *Image) zeroed(e uint64, mayUnmap bool) uint64 {
 
 // change applies fn to the L2 entries of clusters first to last of the disk,
 // and drops what they referred to. Tables that do not exist are made only if
-// holes is set. The caller is a request, or has gate alone.
+// holes is set. The caller is a request, or holds lock.
 func (im *Image) change(first, last int64, holes bool, fn func(e uint64) uint64) error {
 	for first <= last {
 		i := first / im.l2Len
@@ -164,7 +162,7 @@ func (t *l2Table) changes(first, last int64, fn func(e uint64) uint64) bool {
 const maxZeroes = 1 << 20
 
 // plainZeroes zeroes n bytes at off that need not be whole clusters. The
-// caller is a request, or has gate alone.
+// caller is a request, or holds lock.
 func (im *Image) plainZeroes(off, n int64, mayUnmap bool) error {
 	for n > 0 {
 		m, err := im.lookup(off, n, false)
@@ -192,9 +190,7 @@ func (im *Image) plainZeroes(off, n int64, mayUnmap bool) error {
 // Extent implements [disk.Mapper]. What the image leaves to its backing disk
 // is not allocated, and zero if that disk says so.
 func (im *Image) Extent(off int64) (disk.Extent, error) {
-	im.gate.RLock()
-	defer im.gate.RUnlock()
-	id := im.requests.enter()
+	id := im.enter()
 	defer im.requests.leave(id)
 	e, err := im.extent(off)
 	if err != nil {

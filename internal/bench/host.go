@@ -12,10 +12,11 @@ var onHost = map[string]func(ctx context.Context, o options) error{
 	"upgrade": upgrade,
 	"stream":  streamBench,
 	"mirror":  benchMirror,
+	"clones":  benchClones,
 }
 
 // hostOrder is the order in which they run.
-var hostOrder = []string{"upgrade", "stream", "mirror"}
+var hostOrder = []string{"upgrade", "stream", "mirror", "clones"}
 
 // runOnHost runs the benchmarks with these names.
 func runOnHost(ctx context.Context, o options, names []string, out *figures) error {
