@@ -9,6 +9,7 @@ import (
 // in this process, print with table and figure (and to stdout, not os.Stdout), and
 // start nothing that outlives them. o.roundsOr(n) says how many rounds.
 var onHost = map[string]func(ctx context.Context, o options) error{
+	"nbd":     nbdServers,
 	"upgrade": upgrade,
 	"stream":  streamBench,
 	"mirror":  benchMirror,
@@ -16,7 +17,7 @@ var onHost = map[string]func(ctx context.Context, o options) error{
 }
 
 // hostOrder is the order in which they run.
-var hostOrder = []string{"upgrade", "stream", "mirror", "clones"}
+var hostOrder = []string{"nbd", "upgrade", "stream", "mirror", "clones"}
 
 // runOnHost runs the benchmarks with these names.
 func runOnHost(ctx context.Context, o options, names []string, out *figures) error {
