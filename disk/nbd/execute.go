@@ -68,7 +68,7 @@ func (c *serverConn) try(t *task) bool {
 	var err error
 	var k int
 	switch {
-	case t.cmd == cmdRead && (t.n < sparseBytes || !c.structured):
+	case t.cmd == cmdRead && c.isData(t):
 		c.buffer(t, int(t.n))
 		t.one[0] = t.data
 		k, err = c.immediate.TryReadVAt(t.one[:], t.off)
@@ -86,12 +86,26 @@ func (c *serverConn) try(t *task) bool {
 	return true
 }
 
+// isData reports whether a READ is worth no look for holes, or has none.
+func (c *serverConn) isData(t *task) bool {
+	if !c.sparse(t) {
+		return true
+	}
+	e, err := c.mapper.Extent(t.off)
+	return err == nil && !e.Zero && e.Len >= int64(t.n)
+}
+
+// sparse reports whether a READ may be answered with holes.
+func (c *serverConn) sparse(t *task) bool {
+	return c.structured && t.flags&cmdFlagDF == 0 && t.n >= sparseBytes && c.mapper != nil
+}
+
 // execute carries out a request on a worker.
 func (c *serverConn) execute(t *task) {
 	var err error
 	switch t.cmd {
 	case cmdRead:
-		if c.structured && t.flags&cmdFlagDF == 0 && t.n >= sparseBytes && c.mapper != nil {
+		if c.sparse(t) && t.done == 0 {
 			err = c.readSparse(t)
 			break
 		}

@@ -57,7 +57,7 @@ type Server struct {
 	MaxConnections int
 	// MaxRequests and MaxBytes limit what is in flight on one connection:
 	// the number of requests and the bytes that they carry. A connection at
-	// a limit is not read from. 0 means 128, and 64 MiB; MaxBytes does not
+	// a limit is not read from. 0 means 128, and 32 MiB; MaxBytes does not
 	// keep a single request of up to 32 MiB back.
 	MaxRequests int
 	MaxBytes    int64

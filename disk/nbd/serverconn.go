@@ -15,7 +15,7 @@ import (
 
 const (
 	taskCost     = 4096 // what a request counts for beside its payload
-	inlineBytes  = 128 << 10
+	inlineBytes  = 256 << 10
 	pendingBytes = 256 << 10 // of replies held back while requests are at hand
 )
 
@@ -101,7 +101,7 @@ func (c *serverConn) limits() (requests int, bytes int64) {
 		requests = 128
 	}
 	if bytes <= 0 {
-		bytes = 64 << 20
+		bytes = 32 << 20
 	}
 	return requests, bytes
 }
