@@ -257,6 +257,22 @@ func TestContract(t *testing.T) {
 	requireError(err, os.ErrClosed)
 }
 
+func TestEmptyImage(t *testing.T) {
+	p := &published{dir: t.TempDir(), want: make([]byte, 1<<20)}
+	mem, err := disk.NewMemory("source", 1<<20)
+	require.NoError(t, err)
+	_, err = image.Pack(t.Context(), mem, image.PackConfig{Dir: p.dir})
+	require.NoError(t, err)
+	c := openCache(t, t.TempDir())
+	for range 2 {
+		d := open(t, p, stream.Config{Cache: c})
+		require.NoError(t, d.Complete(t.Context()))
+		requireContent(t, d, p.want)
+		require.Empty(t, d.Map(10))
+		require.NoError(t, d.Close())
+	}
+}
+
 // TestOneFetchPerChunk has many readers ask for the same at once.
 func TestOneFetchPerChunk(t *testing.T) {
 	p := publish(t, 2<<20, image.PackConfig{})
