@@ -1,12 +1,14 @@
 package disk_test
 
 import (
+	"errors"
 	"io/fs"
 	"os"
 	"path/filepath"
 	"testing"
 
 	"github.com/stretchr/testify/require"
+	"golang.org/x/sys/unix"
 
 	"github.com/vmkit-go/vmkit/disk"
 	"github.com/vmkit-go/vmkit/disk/disktest"
@@ -79,4 +81,13 @@ func TestOpenErrors(t *testing.T) {
 	require.ErrorIs(t, err, disk.ErrRange)
 	_, err = disk.NewMemory("m", -1)
 	require.ErrorIs(t, err, disk.ErrRange)
+}
+
+// A full file system of the host is told apart, so that a guest can wait.
+func TestNoSpace(t *testing.T) {
+	for err, full := range map[error]bool{unix.ENOSPC: true, unix.EDQUOT: true, unix.EIO: false, unix.EFBIG: false} {
+		got := disk.NoSpace(err)
+		require.ErrorIs(t, got, err)
+		require.Equal(t, full, errors.Is(got, disk.ErrNoSpace), "%v", err)
+	}
 }

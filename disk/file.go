@@ -331,7 +331,16 @@ func (f *File) wrap(op string, bufs [][]byte, off int64, err error) error {
 	if err == nil || err == io.EOF || err == ErrWouldBlock {
 		return err
 	}
-	return &Error{op, f.name, off, total(bufs), err}
+	return &Error{op, f.name, off, total(bufs), noSpace(err)}
+}
+
+// noSpace marks the error of a change for which the file system has no room.
+// A flush is never marked: what it reports is lost.
+func noSpace(err error) error {
+	if errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EDQUOT) {
+		return fmt.Errorf("%w: %w", ErrNoSpace, err)
+	}
+	return err
 }
 
 // Flush implements [Backend] with fdatasync. After a failure it fails for

@@ -41,7 +41,7 @@ func (f *File) WriteZeroes(off, n int64, mayUnmap bool) error {
 		err = f.writeZeroes(off, n, mayUnmap)
 	}
 	if err != nil {
-		return &Error{"write zeroes", f.name, off, n, err}
+		return &Error{"write zeroes", f.name, off, n, noSpace(err)}
 	}
 	return nil
 }
