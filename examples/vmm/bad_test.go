@@ -58,6 +58,8 @@ func TestBadInput(t *testing.T) {
 		{"a locked disk", "run -disk " + locked, statusFailed, "locked"},
 		{"a directory for a disk", "run -disk " + dir, statusFailed, dir},
 		{"no disk's name", "run -disk ,ro", statusUsage, "-disk"},
+		{"an NBD server that is not there", "run -disk nbd+unix:///x?socket=/no/such/socket", statusFailed, "disk nbd+unix:///x?socket=/no/such/socket: open: dial"},
+		{"a wrong NBD URI", "run -disk nbd://", statusFailed, "no host"},
 		{"too little memory", "run -memory 16M", statusFailed, "memory is too small"},
 		{"next to no memory", "run -memory 64K", statusUsage, "memory"},
 		{"odd memory", "run -memory 100000001", statusUsage, "memory"},

@@ -10,6 +10,7 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/vmkit-go/vmkit/disk/nbd"
 	"github.com/vmkit-go/vmkit/internal/nestedkvm"
 	"github.com/vmkit-go/vmkit/kvm"
 	"github.com/vmkit-go/vmkit/vcpu/kvmcpu"
@@ -91,6 +92,14 @@ func runNested(ctx context.Context, o *options, command string, args []string) (
 				return err
 			}
 			path := d.path
+			if nbd.IsURI(path) {
+				uri, end, relayErr := relay(ctx, d)
+				if relayErr != nil {
+					return relayErr
+				}
+				defer func() { err = errors.Join(err, end()) }()
+				path = uri
+			}
 			if d.stream != nil {
 				// It is streamed here, and handed on over NBD.
 				s, err := ss.open(ctx, d, true)

@@ -14,7 +14,6 @@ import (
 	"strconv"
 	"strings"
 
-	"github.com/vmkit-go/vmkit/disk"
 	"github.com/vmkit-go/vmkit/memory"
 	"github.com/vmkit-go/vmkit/vcpu"
 	"github.com/vmkit-go/vmkit/vm"
@@ -154,7 +153,7 @@ func parseFlags(fs *flag.FlagSet, args []string, usage string) ([]string, error)
 func (o *options) shapeFlags(fs *flag.FlagSet) {
 	fs.StringVar(&o.kernel, "kernel", "", "kernel `file`: bzImage or ELF vmlinux (default: Debian's cloud kernel, fetched if needed)")
 	fs.StringVar(&o.initrd, "initrd", "", "initial RAM disk `file` (default: one that mounts the first disk and runs the command)")
-	fs.Func("disk", "disk `image`, raw; \",ro\" after it makes it read-only; repeatable; the first is the root. \"none\": no disk\nhttp(s)://.../manifest.json streams one: ,cache=DIR,overlay=FILE,key=FILE,record=FILE,fail=DURATION,ro\n(default: a new small ext4 file system with busybox, dropped at the end)", o.addDisk)
+	fs.Func("disk", "disk `image`, raw; \",ro\" after it makes it read-only; repeatable; the first is the root. \"none\": no disk\nnbd://HOST/EXPORT, nbd+unix:///EXPORT?socket=PATH: an NBD server's\nhttp(s)://.../manifest.json streams one: ,cache=DIR,overlay=FILE,key=FILE,record=FILE,fail=DURATION,ro\n(default: a new small ext4 file system with busybox, dropped at the end)", o.addDisk)
 	fs.IntVar(&o.cpus, "cpus", 1, "`number` of CPUs")
 	fs.Func("memory", "`size` of guest memory, such as 768M or 4G (default 512M)", func(s string) (err error) {
 		o.memory, err = parseSize(s)
@@ -247,16 +246,4 @@ func checkFile(what, path string) error {
 		return fmt.Errorf("%s: %w", what, err)
 	}
 	return f.Close()
-}
-
-// checkDisk says why a disk cannot be used, before somebody else finds out.
-func checkDisk(d diskOption) error {
-	if d.stream != nil {
-		return nil // opening it is the only way to tell
-	}
-	image, err := disk.Open(d.path, disk.FileConfig{ReadOnly: d.readOnly})
-	if err != nil {
-		return err // it names the disk
-	}
-	return image.Close()
 }

@@ -11,6 +11,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/vmkit-go/vmkit/disk/nbd"
 	"github.com/vmkit-go/vmkit/vcpu"
 )
 
@@ -44,6 +45,9 @@ type savedDisk struct {
 func describeDisk(d diskOption) (savedDisk, error) {
 	if d.stream != nil {
 		return savedDisk{}, fmt.Errorf("disk %s is streamed: a guest with such a disk cannot be saved", d.path)
+	}
+	if nbd.IsURI(d.path) {
+		return savedDisk{}, fmt.Errorf("disk %s is another machine's: a guest with such a disk cannot be saved", d.path)
 	}
 	path, err := filepath.Abs(d.path)
 	if err != nil {

@@ -127,7 +127,7 @@ func (s *session) devices() (_ []virtio.Device, err error) {
 			devices = append(devices, dev)
 			continue
 		}
-		image, err := disk.Open(d.path, disk.FileConfig{ReadOnly: d.readOnly})
+		image, err := openDisk(s.ctx, d)
 		if err != nil {
 			return devices, err // it names the disk
 		}
