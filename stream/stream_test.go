@@ -84,7 +84,6 @@ type flaky struct {
 	block    chan struct{} // if not nil, requests for packs wait for it
 	requests map[string]int
 	bytes    int64
-	log      []string
 }
 
 func newFlaky(dir string) *flaky {
