@@ -34,8 +34,8 @@ type pace struct {
 
 const (
 	paceTick   = 50 * time.Millisecond
-	paceWindow = 200                   // ticks
-	paceSlack  = 15 * time.Microsecond // less is noise
+	paceWindow = 200                  // ticks
+	paceSlack  = 8 * time.Microsecond // less is noise
 )
 
 func (p *pace) add(kind int, d time.Duration) {
@@ -64,7 +64,7 @@ func (p *pace) tick() {
 		if l := p.low[1][k]; l != 0 {
 			low = min(low, l)
 		}
-		late = late || mean > low+low/12+paceSlack
+		late = late || mean > low+low/16+paceSlack
 	}
 	w := p.get()
 	if late {

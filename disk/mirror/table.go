@@ -1,10 +1,16 @@
 package mirror
 
 import (
+	"runtime"
 	"slices"
 	"sync"
 	"sync/atomic"
+	"time"
 )
+
+// spinFor is how long a change that is done on the source looks out for the
+// target before it sleeps.
+const spinFor = 20 * time.Microsecond
 
 // granule is the unit, in bytes, in which the two sides differ or not.
 const (
@@ -29,8 +35,9 @@ type span struct {
 	ticks     int  // the target's lateness
 	over      bool // the wait ended because the table was closed
 
-	wake chan struct{} // one slot
-	refs atomic.Int32  // holders
+	wake  chan struct{} // one slot
+	refs  atomic.Int32  // holders
+	ahead atomic.Bool   // the target has ended its part
 
 	// Of a change to both sides.
 	buf   *buffer // what to write; nil zeroes
@@ -247,6 +254,11 @@ func (t *table) endCopy(s *span, ok bool) bool {
 // sourceDone says that the source has ended its part of s, a change to both
 // sides, and returns when s counts as done.
 func (t *table) sourceDone(s *span, failed bool) {
+	// The two sides are mostly done at about the same time: to go to sleep for
+	// the rest would take longer.
+	for start := time.Now(); !s.ahead.Load() && time.Since(start) < spinFor; {
+		runtime.Gosched()
+	}
 	if t.mustWait(s, failed) {
 		<-s.wake
 	}
@@ -273,6 +285,7 @@ func (t *table) mustWait(s *span, failed bool) bool {
 
 // targetDone says that the target has ended its part of s.
 func (t *table) targetDone(s *span, failed bool) {
+	s.ahead.Store(true)
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	s.dstDone = true
