@@ -11,8 +11,6 @@ func (b bitmap) has(i int64) bool { return b[i/64]>>(i%64)&1 != 0 }
 
 func (b bitmap) set(i int64) { b[i/64] |= 1 << (i % 64) }
 
-func (b bitmap) clear(i int64) { b[i/64] &^= 1 << (i % 64) }
-
 // mask has the bits of word w that belong to [first, last].
 func mask(w, first, last int64) uint64 {
 	m := ^uint64(0)
