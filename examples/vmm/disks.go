@@ -12,15 +12,11 @@ import (
 	"github.com/vmkit-go/vmkit/disk/nbd"
 )
 
-// openDisk opens a disk that is not streamed: a raw image, or an export of an
+// openDisk opens a disk that is not streamed: an image file, or an export of an
 // NBD server, for which the guest waits while it is away.
 func openDisk(ctx context.Context, d diskOption) (disk.Backend, error) {
 	if !nbd.IsURI(d.path) {
-		f, err := disk.Open(d.path, disk.FileConfig{ReadOnly: d.readOnly})
-		if err != nil {
-			return nil, err // not a Backend that is nil inside
-		}
-		return f, nil
+		return d.open()
 	}
 	cfg, err := nbd.ParseURI(d.path)
 	if err != nil {
@@ -44,14 +40,14 @@ func checkDisk(d diskOption) error {
 		_, err := nbd.ParseURI(d.path)
 		return err
 	}
-	image, err := disk.Open(d.path, disk.FileConfig{ReadOnly: d.readOnly})
+	image, err := d.open()
 	if err != nil {
 		return err // it names the disk
 	}
 	return image.Close()
 }
 
-// relay hands an NBD disk on to the nested host, and returns where it is there
+// relay hands an NBD disk, or one in an image that QEMU is not to open, on to the nested host, and returns where it is there
 // and what ends it.
 func relay(ctx context.Context, d diskOption) (uri string, end func() error, err error) {
 	b, err := openDisk(ctx, d)

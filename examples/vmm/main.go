@@ -21,6 +21,7 @@ usage:
   vmm run [flags] [-- COMMAND ARGS...]   boot a guest; run COMMAND in it and exit with its status
   vmm save -control SOCKET DIR           save a running guest to DIR and end it
   vmm load [flags] DIR                   go on with a saved guest
+  vmm clone [-format F] BASE CLONE...    make linked clones of a disk
   vmm probe                              say what this host can run, and why not
 
 Without a command, run gives the guest's console; Ctrl-A x leaves it.
@@ -90,6 +91,8 @@ func dispatch(ctx context.Context, args []string) error {
 		return loadCommand(ctx, args[1:])
 	case "save":
 		return saveCommand(ctx, args[1:])
+	case "clone":
+		return cloneCommand(ctx, args[1:])
 	case "probe":
 		return probeCommand(ctx, args[1:])
 	case "help", "-h", "-help", "--help":

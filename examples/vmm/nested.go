@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/vmkit-go/vmkit/disk/nbd"
+	"github.com/vmkit-go/vmkit/disk/qcow2"
 	"github.com/vmkit-go/vmkit/internal/nestedkvm"
 	"github.com/vmkit-go/vmkit/kvm"
 	"github.com/vmkit-go/vmkit/vcpu/kvmcpu"
@@ -92,7 +93,8 @@ func runNested(ctx context.Context, o *options, command string, args []string) (
 				return err
 			}
 			path := d.path
-			if nbd.IsURI(path) {
+			if nbd.IsURI(path) || d.format == qcow2.FormatQcow2 {
+				// It is opened here.
 				uri, end, relayErr := relay(ctx, d)
 				if relayErr != nil {
 					return relayErr

@@ -12,6 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/vmkit-go/vmkit/disk/nbd"
+	"github.com/vmkit-go/vmkit/disk/qcow2"
 	"github.com/vmkit-go/vmkit/vcpu"
 )
 
@@ -48,6 +49,10 @@ func describeDisk(d diskOption) (savedDisk, error) {
 	}
 	if nbd.IsURI(d.path) {
 		return savedDisk{}, fmt.Errorf("disk %s is another machine's: a guest with such a disk cannot be saved", d.path)
+	}
+	if d.format == qcow2.FormatQcow2 {
+		// Closing it writes its tables, so it would not be as it was.
+		return savedDisk{}, fmt.Errorf("disk %s is a qcow2 image: a guest with such a disk cannot be saved", d.path)
 	}
 	path, err := filepath.Abs(d.path)
 	if err != nil {
