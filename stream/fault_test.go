@@ -20,11 +20,15 @@ import (
 
 // faults are what servers and networks do.
 var faults = map[string]http.HandlerFunc{
-	"500":      func(w http.ResponseWriter, r *http.Request) { http.Error(w, "overloaded", 500) },
-	"403":      func(w http.ResponseWriter, r *http.Request) { http.Error(w, "expired", 403) },
-	"404":      http.NotFound,
-	"416":      func(w http.ResponseWriter, r *http.Request) { http.Error(w, "no such range", 416) },
-	"redirect": func(w http.ResponseWriter, r *http.Request) { http.Redirect(w, r, r.URL.Path, 302) },
+	"500": func(w http.ResponseWriter, r *http.Request) {
+		http.Error(w, "overloaded", http.StatusInternalServerError)
+	},
+	"403": func(w http.ResponseWriter, r *http.Request) { http.Error(w, "expired", http.StatusForbidden) },
+	"404": http.NotFound,
+	"416": func(w http.ResponseWriter, r *http.Request) {
+		http.Error(w, "no such range", http.StatusRequestedRangeNotSatisfiable)
+	},
+	"redirect": func(w http.ResponseWriter, r *http.Request) { http.Redirect(w, r, r.URL.Path, http.StatusFound) },
 	"empty":    func(w http.ResponseWriter, r *http.Request) {},
 	"stall": func(w http.ResponseWriter, r *http.Request) {
 		w.Header().Set("Content-Length", "1000")

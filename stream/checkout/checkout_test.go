@@ -30,16 +30,15 @@ const size = 8 << 20
 
 // world is a depot with an image, and a client's machine.
 type world struct {
-	t       *testing.T
-	dir     string
-	want    []byte
-	leases  *lease.Server
-	server  *httptest.Server
-	cut     atomic.Int64 // uploads that are cut off
-	sent    atomic.Int64 // bytes of uploads
-	cache   *cache.Cache
-	cfg     checkout.Config
-	overlay *qcow2.Image
+	t      *testing.T
+	dir    string
+	want   []byte
+	leases *lease.Server
+	server *httptest.Server
+	cut    atomic.Int64 // uploads that are cut off
+	sent   atomic.Int64 // bytes of uploads
+	cache  *cache.Cache
+	cfg    checkout.Config
 }
 
 func newWorld(t *testing.T) *world {
