@@ -63,9 +63,8 @@ type request struct {
 	extent    span   // from is the length, to the flags
 	hasExtent bool
 
-	vec   [][]byte  // room for bufs
-	one   [1][]byte // likewise
-	entry logEntry
+	vec [][]byte  // room for bufs
+	one [1][]byte // likewise
 }
 
 // reset prepares r to be sent, perhaps again.
