@@ -23,12 +23,13 @@ func TestConformance(t *testing.T) {
 		file    bool
 		server  func(*Server)
 		client  func(*ClientConfig)
+		short   bool // run with -short too
 	}
 	for _, v := range []variant{
-		{name: "tcp", network: "tcp"},
+		{name: "tcp", network: "tcp", short: true},
 		{name: "unix", network: "unix", file: true},
-		{name: "simple", network: "unix", client: func(c *ClientConfig) { c.SimpleReplies = true }},
-		{name: "connections", network: "tcp", file: true, client: func(c *ClientConfig) { c.Connections = 4 }},
+		{name: "simple", network: "unix", short: true, client: func(c *ClientConfig) { c.SimpleReplies = true }},
+		{name: "connections", network: "tcp", file: true, short: true, client: func(c *ClientConfig) { c.Connections = 4 }},
 		{name: "tls", network: "tcp", server: func(s *Server) { s.TLS = testCertificates(t).server },
 			client: func(c *ClientConfig) { c.TLS = testCertificates(t).client }},
 		{name: "bare", network: "unix", server: func(s *Server) { s.Exports[0].Backend = bare{s.Exports[0].Backend} }},
@@ -37,6 +38,9 @@ func TestConformance(t *testing.T) {
 		{name: "tight server", network: "unix", server: func(s *Server) { s.MaxRequests, s.MaxBytes = 2, 1 }},
 	} {
 		t.Run(v.name, func(t *testing.T) {
+			if testing.Short() && !v.short {
+				t.Skip("-short")
+			}
 			start := func(t *testing.T, b disk.Backend, readOnly bool) disk.Backend {
 				s := &Server{Exports: []Export{{Name: "disk", Backend: b, ReadOnly: readOnly, FastZero: true}}, Log: testLog(t)}
 				if v.server != nil {

@@ -26,7 +26,10 @@ import (
 func soakRounds(t testing.TB, few int) int {
 	t.Helper()
 	s := os.Getenv("VMKIT_SOAK")
-	if s == "" {
+	switch {
+	case s == "" && testing.Short():
+		return 2
+	case s == "":
 		return few
 	}
 	n, err := strconv.Atoi(s)
