@@ -7,6 +7,7 @@ import (
 	"math/rand/v2"
 	"os"
 	"strconv"
+	"sync"
 	"testing"
 
 	"github.com/stretchr/testify/require"
@@ -123,20 +124,22 @@ func (m *model) step(r *rand.Rand, d *thin.Disk) error {
 	count := 1 + r.Int64N(min(n-first, 40))
 	switch r.IntN(10) {
 	case 0:
-		if err := d.Flush(); err != nil {
+		err := d.Flush()
+		if err == nil {
+			m.flushed()
+		} else if !errors.Is(err, disk.ErrUnavailable) {
 			return err
 		}
-		m.flushed()
 	case 1, 2:
 		// Until it is read, the old content or zero.
 		m.add(first, count, 0)
-		if err := d.Discard(first*512, count*512); err != nil {
+		if err := d.Discard(first*512, count*512); err != nil && !errors.Is(err, disk.ErrUnavailable) {
 			return err
 		}
 		return m.note(d, first, count)
 	case 3:
 		m.add(first, count, 0)
-		return m.full(d, first, count, d.WriteZeroes(first*512, count*512, r.IntN(3) > 0))
+		return m.forgive(d, first, count, d.WriteZeroes(first*512, count*512, r.IntN(3) > 0))
 	default:
 		m.version++
 		p := make([]byte, count*512)
@@ -145,15 +148,15 @@ func (m *model) step(r *rand.Rand, d *thin.Disk) error {
 		}
 		m.add(first, count, m.version)
 		_, err := d.WriteAt(p, first*512)
-		return m.full(d, first, count, err)
+		return m.forgive(d, first, count, err)
 	}
 	return nil
 }
 
-// full forgives a change that a full pool has refused. Any part of it may have
-// been done; find out.
-func (m *model) full(d *thin.Disk, first, count int64, err error) error {
-	if !errors.Is(err, disk.ErrNoSpace) {
+// forgive forgives a change that failed for want of space or of the store for
+// a moment. Any part of it may have been done; find out.
+func (m *model) forgive(d *thin.Disk, first, count int64, err error) error {
+	if !errors.Is(err, disk.ErrNoSpace) && !errors.Is(err, disk.ErrUnavailable) {
 		return err
 	}
 	return m.note(d, first, count)
@@ -175,8 +178,48 @@ func (m *model) note(d *thin.Disk, first, count int64) error {
 	return nil
 }
 
+// flaky is a store that cannot be reached now and then, for changes.
+type flaky struct {
+	*disktest.Volatile
+	mu sync.Mutex
+	r  *rand.Rand
+	on bool
+}
+
+func (f *flaky) set(on bool) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.on = on
+}
+
+func (f *flaky) fails() bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.on && f.r.IntN(12) == 0
+}
+
+func (f *flaky) WriteAt(p []byte, off int64) (int, error) {
+	if f.fails() {
+		// Some of it may have been written all the same.
+		n, err := f.Volatile.WriteAt(p[:len(p)/1024*512], off)
+		if err == nil {
+			err = &disk.Error{Op: "write", Name: "store", Off: off, Len: int64(len(p)), Err: disk.ErrUnavailable}
+		}
+		return n, err
+	}
+	return f.Volatile.WriteAt(p, off)
+}
+
+func (f *flaky) WriteZeroes(off, n int64, mayUnmap bool) error {
+	if f.fails() {
+		return &disk.Error{Op: "write zeroes", Name: "store", Off: off, Len: n, Err: disk.ErrUnavailable}
+	}
+	return f.Volatile.WriteZeroes(off, n, mayUnmap)
+}
+
 // The power fails at any moment, of work on several disks in a pool that is
-// mostly full; disks come and go.
+// mostly full; disks come and go. In every other round the store also fails for
+// moments.
 func TestPowerCut(t *testing.T) {
 	const sectors = 300
 	for round := range rounds(300) {
@@ -186,7 +229,8 @@ func TestPowerCut(t *testing.T) {
 		disks := map[string]*model{}
 		next := uint32(0)
 		for life := range 4 {
-			p, err := thin.Open(store, thin.Config{})
+			fl := &flaky{Volatile: store, r: rand.New(rand.NewPCG(78, uint64(round*10+life)))}
+			p, err := thin.Open(fl, thin.Config{})
 			require.NoError(t, err, "round %d, life %d", round, life)
 			require.NoError(t, p.Check(), "round %d, life %d", round, life)
 			have := map[string]bool{}
@@ -222,7 +266,9 @@ func TestPowerCut(t *testing.T) {
 			store.CutAfter(r.IntN(120))
 			err = func() error {
 				for {
-					switch k := r.IntN(40); {
+					k := r.IntN(40)
+					fl.set(round%2 == 1 && k > 2 && len(disks) > 0)
+					switch {
 					case k == 0 || len(disks) == 0:
 						if len(disks) == 5 {
 							continue
@@ -272,6 +318,7 @@ func TestPowerCut(t *testing.T) {
 			}()
 			require.ErrorIs(t, err, disktest.ErrPowerCut, "round %d, life %d", round, life)
 			p.Close()
+			fl.set(false)
 			store = store.Reboot(r)
 		}
 	}
