@@ -78,9 +78,14 @@ func (im *Image) enter() uint64 {
 		if n, ok := im.requests.enter(); ok {
 			return n
 		}
-		im.gate.RLock() // until whoever has the image is done
-		im.gate.RUnlock()
+		im.pause()
 	}
+}
+
+// pause waits until whoever has the image is done.
+func (im *Image) pause() {
+	im.gate.RLock()
+	defer im.gate.RUnlock()
 }
 
 // lock gives the caller the image alone: no request and no flush is under way.

@@ -158,8 +158,8 @@ func (im *Image) writableTable(i int64) (*l2Table, error) {
 			return nil, err
 		}
 		im.mu.Lock()
-		if im.tables[i].Load() != t {
-			im.mu.Unlock() // dropped, or made, meanwhile
+		if im.tables[i].Load() != t || t == nil && im.l1[i].Load() != 0 {
+			im.mu.Unlock() // dropped, or made, or made and dropped meanwhile
 			continue
 		}
 		if t != nil && im.l1[i].Load()&flagCopied != 0 {
