@@ -85,6 +85,9 @@ func streamBench(ctx context.Context, o options) (err error) {
 	for _, m := range []string{"25", "100"} {
 		ratio("stream."+m+".demand", boots.median(m+" Mbit/s, on demand only", "time"), boots.median(m+" Mbit/s", "time"))
 	}
+	if err := b.replays(ctx, o.roundsOr(3)); err != nil {
+		return err
+	}
 	return b.latency(ctx)
 }
 
@@ -94,6 +97,7 @@ type streamGuest struct {
 	qemu, kernel, initrd string
 	compressed           int64 // bytes of the published packs
 	img                  *image.Image
+	profile              *profile.Profile
 	verbose              bool
 }
 
@@ -162,7 +166,7 @@ func (b *streamGuest) prepare(ctx context.Context) (err error) {
 	if err != nil {
 		return err
 	}
-	b.compressed = sum.Compressed
+	b.compressed, b.profile = sum.Compressed, p
 	b.img, err = image.Open(ctx, fetch.Dir(b.public), "manifest.json", image.Config{AllowUnsigned: true})
 	fmt.Fprintf(os.Stderr, "stream: %d MB compressed, the profile names %d of %d chunks, %.1f MB\n",
 		sum.Compressed>>20, len(order), sum.Chunks, float64(sum.BootBytes)/1e6)
@@ -234,6 +238,11 @@ func (b *streamGuest) serve(mbit float64) (l *link, url string, stop func(), err
 // streamed boots over a link, with an empty cache. It returns the bytes that
 // had come through the link.
 func (b *streamGuest) streamed(ctx context.Context, mbit float64, demandOnly bool) (took time.Duration, n int64, err error) {
+	return b.overLink(ctx, mbit, demandOnly, b.boot)
+}
+
+// overLink runs something on the disk streamed over a link.
+func (b *streamGuest) overLink(ctx context.Context, mbit float64, demandOnly bool, run func(context.Context, disk.Backend) error) (took time.Duration, n int64, err error) {
 	l, url, stop, err := b.serve(mbit)
 	if err != nil {
 		return 0, 0, err
@@ -256,7 +265,7 @@ func (b *streamGuest) streamed(ctx context.Context, mbit float64, demandOnly boo
 	}
 	defer d.Close()
 	d.Start()
-	err = b.boot(ctx, d)
+	err = run(ctx, d)
 	took, n = time.Since(start), l.bytes.Load()
 	if b.verbose {
 		s := d.Status()
@@ -318,6 +327,56 @@ func (b *streamGuest) boot(ctx context.Context, base disk.Backend) (err error) {
 	if !ready {
 		text := said.String()
 		return fmt.Errorf("the appliance's service did not answer (%w): %s", context.Cause(ctx), text[max(0, len(text)-2000):])
+	}
+	return nil
+}
+
+// replaySpeed is how much less time a replayed guest takes between reads than
+// the recorded one, which QEMU emulated.
+const replaySpeed = 10
+
+// replays compares streaming with fetching on demand for a guest whose own work
+// takes less time: the recorded reads are made again, one after the other.
+func (b *streamGuest) replays(ctx context.Context, rounds int) error {
+	hashes := make([]image.Hash, len(b.profile.Entries))
+	for i, e := range b.profile.Entries {
+		hashes[i] = e.Hash
+	}
+	numbers, err := b.img.Resolve(ctx, hashes)
+	if err != nil {
+		return err
+	}
+	run := func(ctx context.Context, d disk.Backend) error {
+		last := time.Duration(0)
+		buf := make([]byte, image.MaxChunk)
+		for i, e := range b.profile.Entries {
+			time.Sleep((e.At - last) / replaySpeed)
+			last = e.At
+			c, err := b.img.Chunk(ctx, numbers[i])
+			if err != nil {
+				return err
+			}
+			if _, err := d.ReadAt(buf[:c.Len], c.Off); err != nil {
+				return err
+			}
+		}
+		return nil
+	}
+	t := newTable(fmt.Sprintf("replay of the reads, %d times as fast", replaySpeed), "s")
+	for range rounds {
+		for _, mbit := range []float64{25, 100} {
+			for _, name := range []string{"streamed", "on demand only"} {
+				took, _, err := b.overLink(ctx, mbit, name != "streamed", run)
+				if err != nil {
+					return err
+				}
+				t.add(fmt.Sprintf("%.0f Mbit/s", mbit), name, took.Seconds())
+			}
+		}
+	}
+	t.print()
+	for _, m := range []string{"25", "100"} {
+		ratio("stream."+m+".replay.demand", t.median(m+" Mbit/s", "on demand only"), t.median(m+" Mbit/s", "streamed"))
 	}
 	return nil
 }
