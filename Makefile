@@ -10,7 +10,10 @@ FUZZTIME ?= 30s
 # without doorbells.
 STEPS ?= 40000000
 
-.PHONY: help demo test bench lint fuzz proofs hostile deps
+# How many rounds of kill -9 and power cuts `make soak` makes of each kind.
+ROUNDS ?= 1000
+
+.PHONY: help demo test bench lint fuzz proofs hostile soak deps
 
 help:
 	@echo 'make demo              boot Debian'\''s cloud kernel and run a command in it'
@@ -19,6 +22,7 @@ help:
 	@echo 'make lint              gofmt, go vet, staticcheck'
 	@echo 'make fuzz [FUZZTIME=T] run every fuzz target for T (30s)'
 	@echo 'make proofs            every kernel, transport and number of CPUs; ten rounds of kill -9'
+	@echo 'make soak [ROUNDS=N]   N rounds (1000) of each test that kills a process or cuts the power'
 	@echo 'make hostile [STEPS=N] set a hostile driver on every virtio device for N steps'
 
 demo: deps
@@ -42,6 +46,9 @@ proofs: deps
 
 hostile:
 	VMKIT_HOSTILE_STEPS=$(STEPS) $(GO) test -timeout 0 -run Hostile ./vm/virtio ./disk ./netdev
+
+soak: deps
+	VMKIT_SOAK=$(ROUNDS) $(GO) test -timeout 0 -v -run 'Kill|PowerCut' ./disk/... ./stream/...
 
 deps:
 	@sh internal/build/deps.sh
