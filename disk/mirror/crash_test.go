@@ -161,7 +161,7 @@ func (w *writer) check(t testing.TB, b disk.Backend, sure bool, msg string) {
 // is there, on the side that counts, and when a move has caught up both sides
 // hold the same.
 func TestPowerCuts(t *testing.T) {
-	for seed := range uint64(rounds(t, 24)) {
+	for seed := range uint64(rounds(t, 12)) {
 		powerCuts(t, seed)
 	}
 }
