@@ -53,8 +53,10 @@ var (
 // retried. A write that crosses Size fails with ErrRange and writes nothing.
 // Errors are an [*Error], which names the disk, the operation and the offset.
 //
-// Flush. A completed write survives the end of the process; only Flush makes
-// it survive a crash of the host. When Flush returns nil, every change that
+// Flush. A completed write to a plain disk survives the end of the process; one
+// that a format has to note in its tables, or that waits in a network client,
+// may not. Only Flush makes a write survive whatever comes, a crash of the host
+// included. When Flush returns nil, every change that
 // had returned before Flush was called is durable, Resize included. A failed
 // Flush means that changes since the last good one may be lost although reads
 // still show them; because the kernel forgets such losses once reported, every

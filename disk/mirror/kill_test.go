@@ -171,7 +171,11 @@ func TestKill(t *testing.T) {
 		may[i] = w.versions
 	}
 	moves := 0
-	for round := range uint64(rounds(t, 20)) {
+	few := 200
+	if testing.Short() {
+		few = 10
+	}
+	for round := range uint64(rounds(t, few)) {
 		require.NoError(t, os.WriteFile(filepath.Join(dir, "done"), make([]byte, 8*killStripes), 0o600))
 		cmd := exec.Command(os.Args[0])
 		cmd.Env = append(os.Environ(), fmt.Sprintf("%s=%d %d %s", childEnv, seed, round, dir))

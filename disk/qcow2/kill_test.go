@@ -123,7 +123,11 @@ func TestKill(t *testing.T) {
 	dir := t.TempDir()
 	base := filepath.Join(dir, "base")
 	r := rand.New(rand.NewPCG(uint64(time.Now().UnixNano()), 0))
-	for round := range rounds(t, 12) {
+	few := 200
+	if testing.Short() {
+		few = 10
+	}
+	for round := range rounds(t, few) {
 		lazy := round/6%3 == 2
 		if round%6 == 0 {
 			blocks = make([]killed, killBlocks)

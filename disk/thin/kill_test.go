@@ -117,7 +117,11 @@ func TestKill(t *testing.T) {
 	require.NoError(t, store.Close())
 	r := rand.New(rand.NewPCG(uint64(time.Now().UnixNano()), 1))
 	writes := 0
-	for round := range rounds(40) {
+	few := 200
+	if testing.Short() {
+		few = 10
+	}
+	for round := range rounds(few) {
 		cmd := exec.Command(os.Args[0])
 		cmd.Env = append(os.Environ(), killStore+"="+path)
 		var stderr bytes.Buffer
