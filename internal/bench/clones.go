@@ -78,8 +78,8 @@ func makeClones(dir string, rounds int) error {
 		}
 	}
 	t.print()
-	figure("clones_create_25", t.median("create", "vmkit"), "ms")
-	figure("clones_size_largest", float64(most)/1024, "KiB")
+	figure("clones-create-25", t.median("create", "vmkit"), "ms")
+	figure("clones-size-largest", float64(most)/1024, "KiB")
 	return nil
 }
 
@@ -179,9 +179,9 @@ func (c *cloneBench) run(ctx context.Context) error {
 	}
 	t.print()
 	for _, row := range t.rows {
-		name := regexp.MustCompile(`[^a-z0-9]+`).ReplaceAllString(row, "_")
-		ratio("clones_"+name+"_vs_raw", t.median(row, "vmkit clone"), t.median(row, "vmkit raw"))
-		ratio("clones_"+name+"_vs_qemu", t.median(row, "vmkit clone"), t.median(row, "qemu clone"))
+		name := regexp.MustCompile(`[^a-z0-9]+`).ReplaceAllString(row, "-")
+		ratio("clones-"+name+"-vs-raw", t.median(row, "vmkit clone"), t.median(row, "vmkit raw"))
+		ratio("clones-"+name+"-vs-qemu", t.median(row, "vmkit clone"), t.median(row, "qemu clone"))
 	}
 	return nil
 }

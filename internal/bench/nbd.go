@@ -96,8 +96,8 @@ func nbdServers(ctx context.Context, o options) (err error) {
 	}
 	t.print()
 	for _, l := range loads {
-		figure("nbd."+l.name+".vmkit", t.median(l.name, "vmkit"), l.unit)
-		ratio("nbd."+l.name+".vmkit/qemu", t.median(l.name, "vmkit"), t.median(l.name, "qemu"))
+		figure("nbd-"+l.name+"-vmkit", t.median(l.name, "vmkit"), l.unit)
+		ratio("nbd-"+l.name+"-ratio", t.median(l.name, "vmkit"), t.median(l.name, "qemu"))
 	}
 	return nil
 }

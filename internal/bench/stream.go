@@ -76,14 +76,14 @@ func streamBench(ctx context.Context, o options) (err error) {
 	}
 	boots.print()
 	fetched.print()
-	figure("stream.image", float64(b.compressed)/1e6, "MB")
-	figure("stream.local", boots.median("local disk", "time"), "s")
-	figure("stream.fetched", fetched.median("25 Mbit/s", "bytes"), "%")
+	figure("stream-image", float64(b.compressed)/1e6, "MB")
+	figure("stream-local", boots.median("local disk", "time"), "s")
+	figure("stream-fetched", fetched.median("25 Mbit/s", "bytes"), "%")
 	download := float64(b.compressed) / (25e6 / 8)
-	ratio("stream.25.download", boots.median("25 Mbit/s", "time"), download)
-	ratio("stream.100.local", boots.median("100 Mbit/s", "time"), boots.median("local disk", "time"))
+	ratio("stream-25-download", boots.median("25 Mbit/s", "time"), download)
+	ratio("stream-100-local", boots.median("100 Mbit/s", "time"), boots.median("local disk", "time"))
 	for _, m := range []string{"25", "100"} {
-		ratio("stream."+m+".demand", boots.median(m+" Mbit/s, on demand only", "time"), boots.median(m+" Mbit/s", "time"))
+		ratio("stream-"+m+"-demand", boots.median(m+" Mbit/s, on demand only", "time"), boots.median(m+" Mbit/s", "time"))
 	}
 	if err := b.replays(ctx, o.roundsOr(3)); err != nil {
 		return err
@@ -376,7 +376,7 @@ func (b *streamGuest) replays(ctx context.Context, rounds int) error {
 	}
 	t.print()
 	for _, m := range []string{"25", "100"} {
-		ratio("stream."+m+".replay.demand", t.median(m+" Mbit/s", "on demand only"), t.median(m+" Mbit/s", "streamed"))
+		ratio("stream-"+m+"-replay-demand", t.median(m+" Mbit/s", "on demand only"), t.median(m+" Mbit/s", "streamed"))
 	}
 	return nil
 }
@@ -403,7 +403,7 @@ func (b *streamGuest) latency(ctx context.Context) error {
 		}
 	}
 	t.print()
-	ratio("stream.latency.p99", p99[1], p99[0])
+	ratio("stream-latency-p99", p99[1], p99[0])
 	return nil
 }
 

@@ -57,8 +57,8 @@ func upgrade(ctx context.Context, o options) error {
 		return err
 	}
 	t.print()
-	figure("upgrade.compressed", float64(s1.Compressed)/1e6, "MB")
-	figure("upgrade.new", 100*float64(s2.NewBytes)/float64(s2.Compressed), "%")
-	figure("upgrade.index", 100*max(float64(s1.Index)/float64(s1.Compressed), float64(s2.Index)/float64(s2.Compressed)), "%")
+	figure("upgrade-compressed", float64(s1.Compressed)/1e6, "MB")
+	figure("upgrade-new", 100*float64(s2.NewBytes)/float64(s2.Compressed), "%")
+	figure("upgrade-index", 100*max(float64(s1.Index)/float64(s1.Compressed), float64(s2.Index)/float64(s2.Compressed)), "%")
 	return nil
 }
