@@ -165,7 +165,8 @@ func TestGuestsWaitForSpace(t *testing.T) {
 				g.wait(guestSlots)
 				g.check()
 			}
-			require.Zero(t, held())
+			// A request is answered a moment before it stops counting.
+			require.Eventually(t, func() bool { return held() == 0 }, 20*time.Second, time.Millisecond)
 
 			// Full again: the one waits for what the other discards.
 			a, b := guests[0], guests[1]

@@ -274,6 +274,36 @@ func TestWatermarks(t *testing.T) {
 	}
 }
 
+// A pool that was full for a moment says so, even if there is space again before
+// it could: whoever met the full pool waits to hear of it.
+func TestFullForAMoment(t *testing.T) {
+	events, resume := make(chan thin.Event), make(chan struct{})
+	p := newPool(t, memory(t, 0), thin.Layout{ExtentSize: 4096, Capacity: 16 << 10}, thin.Config{Warn: 50, Notify: func(e thin.Event) {
+		events <- e
+		<-resume
+	}})
+	require.NoError(t, p.Create("a", 64<<10))
+	d, err := p.OpenDisk("a", thin.DiskConfig{})
+	require.NoError(t, err)
+	_, err = d.WriteAt(make([]byte, 8<<10), 0)
+	require.NoError(t, err)
+	require.Equal(t, thin.Warn, (<-events).To)
+	_, err = d.WriteAt(make([]byte, 8<<10), 8<<10)
+	require.NoError(t, err)
+	require.Equal(t, thin.Full, p.Usage().Level)
+	_, err = d.WriteAt(make([]byte, 4<<10), 16<<10)
+	require.ErrorIs(t, err, disk.ErrNoSpace)
+	require.NoError(t, d.Discard(0, 8<<10))
+	require.Equal(t, thin.Warn, p.Usage().Level)
+	resume <- struct{}{}
+	e := <-events
+	require.Equal(t, thin.Warn, e.From)
+	require.Equal(t, thin.Warn, e.To)
+	require.Less(t, e.Usage.Allocated, e.Usage.Capacity)
+	close(resume)
+	require.NoError(t, d.Close())
+}
+
 func TestWait(t *testing.T) {
 	p := newPool(t, memory(t, 0), thin.Layout{ExtentSize: 4096, Capacity: 16 << 10}, thin.Config{})
 	require.NoError(t, p.Create("d", 1<<20))

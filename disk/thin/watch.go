@@ -35,7 +35,9 @@ func (l Level) String() string {
 type Event struct {
 	// Pool is the store's name.
 	Pool string
-	// From and To are the levels.
+	// From and To are the levels. They are the same if the level changed and
+	// changed back before that could be told: a write may have met a full
+	// pool meanwhile.
 	From, To Level
 	// Usage is the pool's at that moment.
 	Usage Usage
@@ -99,8 +101,8 @@ func (p *Pool) watch() {
 		old = p.news.From
 	}
 	p.news = Event{Pool: p.name, From: old, To: level, Usage: p.usage()}
-	p.unread = old != level
-	if p.telling || !p.unread {
+	p.unread = true
+	if p.telling {
 		return
 	}
 	p.telling = true
