@@ -4,6 +4,8 @@ import (
 	"errors"
 	"fmt"
 	"io"
+
+	"github.com/vmkit-go/vmkit/internal/buffers"
 )
 
 // Errors that callers tell apart with errors.Is.
@@ -207,7 +209,7 @@ func WriteV(b Backend, bufs [][]byte, off int64) (int, error) {
 		return v.WriteVAt(bufs, off)
 	}
 	// One check for all, so that a write past the end writes nothing.
-	if n := total(bufs); !inside(off, n, b.Size()) {
+	if n := buffers.Len(bufs); !inside(off, n, b.Size()) {
 		return 0, &Error{Op: "write", Name: b.Info().Name, Off: off, Len: n, Err: ErrRange}
 	}
 	done := 0
@@ -222,15 +224,6 @@ func WriteV(b Backend, bufs [][]byte, off int64) (int, error) {
 		}
 	}
 	return done, nil
-}
-
-// total is the number of bytes in bufs.
-func total(bufs [][]byte) int64 {
-	var n int64
-	for _, p := range bufs {
-		n += int64(len(p))
-	}
-	return n
 }
 
 // inside reports whether n bytes at off lie within size.

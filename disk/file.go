@@ -11,6 +11,8 @@ import (
 	"sync/atomic"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/vmkit-go/vmkit/internal/buffers"
 )
 
 // FileConfig says how to open an image file or block device. The zero value
@@ -250,7 +252,7 @@ func (f *File) TryReadVAt(bufs [][]byte, off int64) (int, error) {
 		}
 		f.noNowaitRead.Store(true)
 	}
-	if !f.readPace.quick(total(bufs)) {
+	if !f.readPace.quick(buffers.Len(bufs)) {
 		return 0, ErrWouldBlock
 	}
 	start := f.readPace.start()
@@ -277,7 +279,7 @@ func (f *File) TryWriteVAt(bufs [][]byte, off int64) (int, error) {
 		}
 		f.noNowaitWrite.Store(true)
 	}
-	if !f.writePace.quick(total(bufs)) {
+	if !f.writePace.quick(buffers.Len(bufs)) {
 		return 0, ErrWouldBlock
 	}
 	start := f.writePace.start()
@@ -300,7 +302,7 @@ func (f *File) readv(bufs [][]byte, off int64, flags int) (int, error) {
 		// The file is shorter than it was: someone has cut it.
 		err = fmt.Errorf("file ends at %d, size was %d: %w", off+int64(n), size, io.ErrUnexpectedEOF)
 	}
-	if err == nil && int64(n) < total(bufs) {
+	if err == nil && int64(n) < buffers.Len(bufs) {
 		err = io.EOF
 	}
 	return n, err
@@ -308,7 +310,7 @@ func (f *File) readv(bufs [][]byte, off int64, flags int) (int, error) {
 
 // writev is WriteVAt with bare errors. The caller holds gate.
 func (f *File) writev(bufs [][]byte, off int64, flags int) (int, error) {
-	if err := f.check(off, total(bufs)); err != nil {
+	if err := f.check(off, buffers.Len(bufs)); err != nil {
 		return 0, err
 	}
 	return f.transfer(unix.SYS_PWRITEV2, bufs, off, f.size.Load()-off, flags)
@@ -331,7 +333,7 @@ func (f *File) wrap(op string, bufs [][]byte, off int64, err error) error {
 	if err == nil || err == io.EOF || err == ErrWouldBlock {
 		return err
 	}
-	return &Error{op, f.name, off, total(bufs), noSpace(err)}
+	return &Error{op, f.name, off, buffers.Len(bufs), noSpace(err)}
 }
 
 // noSpace marks the error of a change for which the file system has no room.

@@ -6,6 +6,8 @@ import (
 	"os"
 	"sync"
 	"sync/atomic"
+
+	"github.com/vmkit-go/vmkit/internal/buffers"
 )
 
 const (
@@ -72,7 +74,7 @@ func (m *Memory) TryWriteVAt(bufs [][]byte, off int64) (int, error) { return m.W
 func (m *Memory) ReadVAt(bufs [][]byte, off int64) (int, error) {
 	m.mu.RLock()
 	defer m.mu.RUnlock()
-	want := total(bufs)
+	want := buffers.Len(bufs)
 	if m.closed.Load() {
 		return 0, &Error{"read", m.name, off, want, os.ErrClosed}
 	}
@@ -98,7 +100,7 @@ func (m *Memory) ReadVAt(bufs [][]byte, off int64) (int, error) {
 func (m *Memory) WriteVAt(bufs [][]byte, off int64) (int, error) {
 	m.mu.RLock()
 	defer m.mu.RUnlock()
-	want := total(bufs)
+	want := buffers.Len(bufs)
 	if err := m.check("write", off, want); err != nil {
 		return 0, err
 	}

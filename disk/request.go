@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 
+	"github.com/vmkit-go/vmkit/internal/buffers"
 	"github.com/vmkit-go/vmkit/vm/virtio"
 )
 
@@ -119,9 +120,9 @@ func (r *request) parse() {
 		}
 		r.off = int64(sector) * sectorSize
 		if r.kind == reqIn {
-			r.bufs = appendPart(r.bufs, r.chain.Writable, 0, r.n)
+			r.bufs = buffers.AppendPart(r.bufs, r.chain.Writable, 0, r.n)
 		} else {
-			r.bufs = appendPart(r.bufs, r.chain.Readable, headerLen, r.n)
+			r.bufs = buffers.AppendPart(r.bufs, r.chain.Readable, headerLen, r.n)
 		}
 	case reqFlush:
 	case reqGetID:
@@ -180,24 +181,6 @@ func (r *request) parseSegments() byte {
 func (d *Device) within(sector, n uint64) bool {
 	c := d.capacity.Load()
 	return sector <= c && n <= c-sector
-}
-
-// appendPart appends to dst what bufs hold in n bytes from off on.
-func appendPart(dst, bufs [][]byte, off, n int64) [][]byte {
-	for _, b := range bufs {
-		if n == 0 {
-			break
-		}
-		if off >= int64(len(b)) {
-			off -= int64(len(b))
-			continue
-		}
-		b = b[off:]
-		off = 0
-		b = b[:min(int64(len(b)), n)]
-		dst, n = append(dst, b), n-int64(len(b))
-	}
-	return dst
 }
 
 // advance drops the first n bytes of the request's data.

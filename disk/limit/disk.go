@@ -7,6 +7,7 @@ import (
 	"sync"
 
 	"github.com/vmkit-go/vmkit/disk"
+	"github.com/vmkit-go/vmkit/internal/buffers"
 )
 
 // Disk is a backend behind a [Limiter]. Reads and writes cost a request and
@@ -60,7 +61,7 @@ func (d *Disk) WriteAt(p []byte, off int64) (int, error) {
 
 // ReadVAt implements [disk.Vectored].
 func (d *Disk) ReadVAt(bufs [][]byte, off int64) (int, error) {
-	n := total(bufs)
+	n := buffers.Len(bufs)
 	if err := d.turn("read", off, n, n); err != nil {
 		return 0, err
 	}
@@ -69,7 +70,7 @@ func (d *Disk) ReadVAt(bufs [][]byte, off int64) (int, error) {
 
 // WriteVAt implements [disk.Vectored].
 func (d *Disk) WriteVAt(bufs [][]byte, off int64) (int, error) {
-	n := total(bufs)
+	n := buffers.Len(bufs)
 	if err := d.turn("write", off, n, n); err != nil {
 		return 0, err
 	}
@@ -79,24 +80,24 @@ func (d *Disk) WriteVAt(bufs [][]byte, off int64) (int, error) {
 // TryReadVAt implements [disk.Immediate]: only what is under the limit and
 // answered at once. A try in vain gives its share back.
 func (d *Disk) TryReadVAt(bufs [][]byte, off int64) (int, error) {
-	if d.imm == nil || !d.l.try(total(bufs)) {
+	if d.imm == nil || !d.l.try(buffers.Len(bufs)) {
 		return 0, disk.ErrWouldBlock
 	}
 	n, err := d.imm.TryReadVAt(bufs, off)
 	if err == disk.ErrWouldBlock {
-		d.l.refund(total(bufs) - int64(n))
+		d.l.refund(buffers.Len(bufs) - int64(n))
 	}
 	return n, err
 }
 
 // TryWriteVAt is as TryReadVAt, for writes.
 func (d *Disk) TryWriteVAt(bufs [][]byte, off int64) (int, error) {
-	if d.imm == nil || !d.l.try(total(bufs)) {
+	if d.imm == nil || !d.l.try(buffers.Len(bufs)) {
 		return 0, disk.ErrWouldBlock
 	}
 	n, err := d.imm.TryWriteVAt(bufs, off)
 	if err == disk.ErrWouldBlock {
-		d.l.refund(total(bufs) - int64(n))
+		d.l.refund(buffers.Len(bufs) - int64(n))
 	}
 	return n, err
 }
@@ -153,12 +154,4 @@ func (d *Disk) Close() (err error) {
 		err = d.Backend.Close()
 	})
 	return err
-}
-
-// total is the number of bytes in bufs.
-func total(bufs [][]byte) (n int64) {
-	for _, b := range bufs {
-		n += int64(len(b))
-	}
-	return n
 }

@@ -9,6 +9,7 @@ import (
 	"sync/atomic"
 
 	"github.com/vmkit-go/vmkit/disk"
+	"github.com/vmkit-go/vmkit/internal/buffers"
 )
 
 // Errors that callers tell apart with errors.Is.
@@ -234,7 +235,7 @@ func (d *Disk) WriteAt(p []byte, off int64) (int, error) {
 // WriteVAt implements [disk.Vectored].
 func (d *Disk) WriteVAt(bufs [][]byte, off int64) (n int, err error) {
 	if d.info.ReadOnly {
-		return 0, d.refuse("write", off, total(bufs), disk.ErrReadOnly)
+		return 0, d.refuse("write", off, buffers.Len(bufs), disk.ErrReadOnly)
 	}
 	for again := true; again; {
 		m := d.enter()
@@ -387,14 +388,6 @@ func outside(size int64) error { return fmt.Errorf("%w: size is %d", disk.ErrRan
 
 // inside reports whether n bytes at off lie within size.
 func inside(off, n, size int64) bool { return off >= 0 && n >= 0 && n <= size && off <= size-n }
-
-// total is the number of bytes in bufs.
-func total(bufs [][]byte) (n int64) {
-	for _, p := range bufs {
-		n += int64(len(p))
-	}
-	return n
-}
 
 // after returns what follows the first n bytes of bufs.
 func after(bufs [][]byte, n int) (rest [][]byte) {

@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"github.com/vmkit-go/vmkit/disk"
+	"github.com/vmkit-go/vmkit/internal/buffers"
 )
 
 // maxPiece is how many bytes of a write are copied and under way at once.
@@ -19,11 +20,11 @@ type buffer struct {
 }
 
 // Buffers are of 4 KiB to 1 MiB, in powers of four.
-var buffers [5]sync.Pool
+var bufferPools [5]sync.Pool
 
 func newBuffer(n int) *buffer {
 	class := max(0, (bits.Len(uint(max(n, 1)-1))-11)/2)
-	b, _ := buffers[class].Get().(*buffer)
+	b, _ := bufferPools[class].Get().(*buffer)
 	if b == nil {
 		b = &buffer{p: make([]byte, 4096<<(2*class)), class: class}
 	}
@@ -33,7 +34,7 @@ func newBuffer(n int) *buffer {
 
 func (b *buffer) free() {
 	b.p = b.p[:cap(b.p)]
-	buffers[b.class].Put(b)
+	bufferPools[b.class].Put(b)
 }
 
 // gather fills p with what bufs hold from byte skip on.
@@ -53,7 +54,7 @@ func gather(p []byte, bufs [][]byte, skip int) {
 // writeFrom writes what bufs, meant for off, hold from byte done on. If again,
 // the rest is to be written in the disk's next mode.
 func (m *move) writeFrom(bufs [][]byte, off int64, done int) (n int, again bool, err error) {
-	want := total(bufs)
+	want := buffers.Len(bufs)
 	if !inside(off, want, m.size) {
 		return 0, false, m.d.refuse("write", off, want, outside(m.size))
 	}

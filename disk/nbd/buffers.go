@@ -11,7 +11,7 @@ const (
 	mostClass  = 25
 )
 
-var buffers [mostClass - leastClass + 1]sync.Pool
+var bufferPools [mostClass - leastClass + 1]sync.Pool
 
 // buffer is memory for the payload of a request.
 type buffer struct {
@@ -23,10 +23,10 @@ type buffer struct {
 // defaultMaxPayload.
 func getBuffer(n int) *buffer {
 	class := max(bits.Len(uint(max(n, 1)-1)), leastClass) - leastClass
-	if b, ok := buffers[class].Get().(*buffer); ok {
+	if b, ok := bufferPools[class].Get().(*buffer); ok {
 		return b
 	}
 	return &buffer{mem: make([]byte, 1<<(class+leastClass)), class: class}
 }
 
-func (b *buffer) put() { buffers[b.class].Put(b) }
+func (b *buffer) put() { bufferPools[b.class].Put(b) }

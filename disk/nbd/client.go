@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/vmkit-go/vmkit/disk"
+	"github.com/vmkit-go/vmkit/internal/buffers"
 )
 
 // ClientConfig says which export of which server [Dial] opens. Network and
@@ -300,7 +301,7 @@ func (c *Client) WriteVAt(bufs [][]byte, off int64) (int, error) {
 func (c *Client) request() *request { return c.requests.Get().(*request) }
 
 func (c *Client) readV(r *request, bufs [][]byte, off int64) (int, error) {
-	want := total(bufs)
+	want := buffers.Len(bufs)
 	switch {
 	case off < 0:
 		return 0, c.wrap("read", off, want, disk.ErrRange)
@@ -313,7 +314,7 @@ func (c *Client) readV(r *request, bufs [][]byte, off int64) (int, error) {
 		k := min(n-done, c.piece-at%c.block)
 		var err error
 		if at%c.block == 0 && k%c.block == 0 {
-			r.bufs = cut(r.vec[:0], bufs, done, k)
+			r.bufs = buffers.AppendPart(r.vec[:0], bufs, done, k)
 			err = c.transfer(r, cmdRead, at, k)
 		} else {
 			err = c.readPadded(r, bufs, done, at, k)
@@ -339,7 +340,7 @@ func (c *Client) readPadded(r *request, bufs [][]byte, done, at, k int64) error 
 		return err
 	}
 	p = p[at-from:][:k]
-	for _, b := range cut(nil, bufs, done, k) {
+	for _, b := range buffers.AppendPart(nil, bufs, done, k) {
 		p = p[copy(b, p):]
 	}
 	return nil
@@ -361,7 +362,7 @@ func (c *Client) transfer(r *request, cmd uint16, off, n int64) error {
 }
 
 func (c *Client) writeV(r *request, bufs [][]byte, off int64) (int, error) {
-	n := total(bufs)
+	n := buffers.Len(bufs)
 	if err := c.check(off, n); err != nil {
 		return 0, c.wrap("write", off, n, err)
 	}
@@ -384,7 +385,7 @@ func (c *Client) writePiece(r *request, bufs [][]byte, done, at, k int64) error 
 			c.rmw.RLock()
 			defer c.rmw.RUnlock()
 		}
-		r.bufs = cut(r.vec[:0], bufs, done, k)
+		r.bufs = buffers.AppendPart(r.vec[:0], bufs, done, k)
 		return c.change(r, cmdWrite, 0, at, k)
 	}
 	c.rmw.Lock()
@@ -404,7 +405,7 @@ func (c *Client) writePiece(r *request, bufs [][]byte, done, at, k int64) error 
 		}
 	}
 	rest := p[at-from:][:k]
-	for _, b := range cut(nil, bufs, done, k) {
+	for _, b := range buffers.AppendPart(nil, bufs, done, k) {
 		rest = rest[copy(rest, b):]
 	}
 	r.bufs = append(r.vec[:0], p)
@@ -508,31 +509,4 @@ func (c *Client) Extent(off int64) (disk.Extent, error) {
 		return disk.Extent{Off: off, Len: min(from+c.block, size) - off, Allocated: true}, nil
 	}
 	return disk.Extent{Off: off, Len: end - off, Allocated: r.extent.to&stateHole == 0, Zero: r.extent.to&stateZero != 0}, nil
-}
-
-// total is the number of bytes in bufs.
-func total(bufs [][]byte) int64 {
-	var n int64
-	for _, p := range bufs {
-		n += int64(len(p))
-	}
-	return n
-}
-
-// cut appends to dst what bufs hold in n bytes from off on.
-func cut(dst, bufs [][]byte, off, n int64) [][]byte {
-	for _, p := range bufs {
-		if n == 0 {
-			break
-		}
-		if off >= int64(len(p)) {
-			off -= int64(len(p))
-			continue
-		}
-		p = p[off:]
-		off = 0
-		p = p[:min(int64(len(p)), n)]
-		dst, n = append(dst, p), n-int64(len(p))
-	}
-	return dst
 }

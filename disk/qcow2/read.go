@@ -5,6 +5,7 @@ import (
 	"os"
 
 	"github.com/vmkit-go/vmkit/disk"
+	"github.com/vmkit-go/vmkit/internal/buffers"
 )
 
 // ReadAt implements io.ReaderAt.
@@ -57,7 +58,7 @@ func (im *Image) TryReadVAt(bufs [][]byte, off int64) (int, error) {
 func (im *Image) read(bufs [][]byte, off int64, try bool) (int, error) {
 	e := im.enter()
 	defer im.requests.leave(e)
-	want := total(bufs)
+	want := buffers.Len(bufs)
 	n, err := im.readRuns(bufs, off, want, try)
 	if err != nil && err != io.EOF && err != disk.ErrWouldBlock {
 		err = im.fail("read", off, want, err)

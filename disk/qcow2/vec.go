@@ -1,6 +1,10 @@
 package qcow2
 
-import "sync"
+import (
+	"sync"
+
+	"github.com/vmkit-go/vmkit/internal/buffers"
+)
 
 // vec is a list of buffers that a request is cut into. Lists are reused, so
 // that requests allocate nothing.
@@ -18,28 +22,7 @@ func (v *vec) put() {
 
 // add appends n bytes of bufs from skip on.
 func (v *vec) add(bufs [][]byte, skip, n int64) {
-	for _, p := range bufs {
-		if n <= 0 {
-			return
-		}
-		if skip >= int64(len(p)) {
-			skip -= int64(len(p))
-			continue
-		}
-		p = p[skip:]
-		skip = 0
-		p = p[:min(int64(len(p)), n)]
-		v.b = append(v.b, p)
-		n -= int64(len(p))
-	}
-}
-
-// total is the number of bytes in bufs.
-func total(bufs [][]byte) (n int64) {
-	for _, p := range bufs {
-		n += int64(len(p))
-	}
-	return n
+	v.b = buffers.AppendPart(v.b, bufs, skip, n)
 }
 
 // clearFrom zeroes bufs from byte skip on.

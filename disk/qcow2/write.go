@@ -5,6 +5,7 @@ import (
 	"sync"
 
 	"github.com/vmkit-go/vmkit/disk"
+	"github.com/vmkit-go/vmkit/internal/buffers"
 )
 
 // maxNew is how many bytes of new clusters one step allocates at most.
@@ -59,7 +60,7 @@ func (im *Image) TryWriteVAt(bufs [][]byte, off int64) (int, error) {
 func (im *Image) write(bufs [][]byte, off int64, try bool) (int, bool, error) {
 	e := im.enter()
 	defer im.requests.leave(e)
-	want := total(bufs)
+	want := buffers.Len(bufs)
 	n, grew, err := int64(0), false, im.check(off, want)
 	if err == nil {
 		n, grew, err = im.writeRuns(bufs, off, want, try)

@@ -10,6 +10,7 @@ import (
 	"sync/atomic"
 
 	"github.com/vmkit-go/vmkit/disk"
+	"github.com/vmkit-go/vmkit/internal/buffers"
 )
 
 // DiskConfig says how a disk of a pool is opened.
@@ -143,7 +144,7 @@ func (d *Disk) WriteAt(p []byte, off int64) (int, error) {
 func (d *Disk) ReadVAt(bufs [][]byte, off int64) (int, error) {
 	d.v.gate.RLock()
 	defer d.v.gate.RUnlock()
-	want := total(bufs)
+	want := buffers.Len(bufs)
 	if err := d.usable(); err != nil {
 		return 0, d.fail("read", off, want, err)
 	}
@@ -185,7 +186,7 @@ func (d *Disk) ReadVAt(bufs [][]byte, off int64) (int, error) {
 
 // WriteVAt implements [disk.Vectored].
 func (d *Disk) WriteVAt(bufs [][]byte, off int64) (int, error) {
-	want := total(bufs)
+	want := buffers.Len(bufs)
 	var c cutter
 	c.start(bufs)
 	defer c.end()

@@ -4,6 +4,7 @@ import (
 	"sync"
 
 	"github.com/vmkit-go/vmkit/disk"
+	"github.com/vmkit-go/vmkit/internal/buffers"
 )
 
 // TryReadVAt implements [disk.Immediate]: it reads what the store has at once
@@ -22,7 +23,7 @@ func (d *Disk) try(bufs [][]byte, off int64, write bool) (int, error) {
 		return 0, disk.ErrWouldBlock
 	}
 	defer d.v.gate.RUnlock()
-	n := total(bufs)
+	n := buffers.Len(bufs)
 	// Whatever is wrong is the waiting method's to say.
 	if n == 0 || d.usable() != nil || off < 0 || n > d.size.Load()-off || write && d.cfg.ReadOnly {
 		return 0, disk.ErrWouldBlock
@@ -50,14 +51,6 @@ func (d *Disk) try(bufs [][]byte, off int64, write bool) (int, error) {
 		return k, nil
 	}
 	return min(k, int(n)), disk.ErrWouldBlock // the waiting method meets the error, too
-}
-
-// total is the number of bytes in bufs.
-func total(bufs [][]byte) (n int64) {
-	for _, b := range bufs {
-		n += int64(len(b))
-	}
-	return n
 }
 
 // cutter cuts a request's buffers where its extents lie apart. Its memory is
