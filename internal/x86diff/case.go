@@ -17,6 +17,8 @@ type Case struct {
 	// Forms are the forms that Code is made of, in order; empty if unknown.
 	// Compare takes what is undefined from them.
 	Forms []int
+	// Lens are the lengths of their instructions.
+	Lens []int
 }
 
 // Place says where the code lies.
@@ -83,6 +85,9 @@ func pointer(r *rand.Rand) uint64 {
 		p += 4096 + uint64(r.IntN(64)) - 32
 	case 2:
 		p += 4*4096 + uint64(r.IntN(4096))
+		if r.IntN(4) == 0 {
+			p &^= 511 // an FXSAVE area
+		}
 	default:
 		p += uint64(r.IntN(2 * 4096))
 	}
@@ -267,17 +272,23 @@ func (c *Case) Input() Input {
 	return in
 }
 
+// fxPage is full of FXSAVE areas that FXRSTOR takes.
+const fxPage = dataBase + 4*4096
+
 // pattern fills a page of data with what the seed of cases would give; it depends
 // on the page alone.
 func pattern(page uint64, b []byte) {
 	r := rand.New(rand.NewPCG(page, 2))
 	le := binary.LittleEndian
 	for i := 0; i < len(b); i += 16 {
-		switch r.IntN(4) {
+		switch r.IntN(16) {
 		case 0:
+			le.PutUint64(b[i:], codeBase+uint64(r.IntN(0x700))) // to return to
+			le.PutUint64(b[i+8:], uint64(r.IntN(100)))
+		case 1, 2, 3:
 			le.PutUint64(b[i:], integer(r))
 			le.PutUint64(b[i+8:], integer(r))
-		case 1:
+		case 4, 5, 6, 7:
 			m, se := extended(r)
 			le.PutUint64(b[i:], m)
 			le.PutUint16(b[i+8:], se)
@@ -286,6 +297,15 @@ func pattern(page uint64, b []byte) {
 		default:
 			vector(r, b[i:])
 		}
+	}
+	if page != fxPage {
+		return
+	}
+	for i := 0; i < len(b); i += 512 {
+		c := Case{Seed: uint64(i)}
+		in := c.Input()
+		copy(b[i:], in.FX[:])
+		le.PutUint64(b[i+256:], codeBase+uint64(r.IntN(0x700))) // in XMM6
 	}
 }
 

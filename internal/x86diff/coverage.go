@@ -21,13 +21,19 @@ func (v *Coverage) Add(c *Case, out *Outcome, differ bool) {
 	for _, i := range c.Forms {
 		n := &v.n[i]
 		n.cases++
-		if out.Vector == Finished {
+		if finished(c, out) {
 			n.finished++
 		}
 		if differ {
 			n.differ++
 		}
 	}
+}
+
+// finished reports whether a case ran to its end, or jumped to a HLT elsewhere.
+func finished(c *Case, out *Outcome) bool {
+	return out.Vector == Finished ||
+		len(c.Forms) == 1 && out.Vector == 13 && out.Regs.RIP != c.Start() && out.ErrorCode == 0
 }
 
 // String returns the form's opcode as the manuals write it.

@@ -47,7 +47,7 @@ func (g *Generator) Single(form int) Case {
 		b.g = array(&in.Regs)
 		code, ok := b.instruction(&c)
 		if ok {
-			c.Code = code
+			c.Code, c.Lens = code, []int{len(code)}
 			return c
 		}
 	}
@@ -96,6 +96,7 @@ func (g *Generator) Sequence() Case {
 		starts = append(starts, len(c.Code))
 		c.Code = append(c.Code, code...)
 		c.Forms = append(c.Forms, i)
+		c.Lens = append(c.Lens, len(code))
 		if f.shift {
 			flags |= allFlags
 		}

@@ -17,8 +17,8 @@ import (
 )
 
 // KVM runs cases at CPL 3 on hardware: registers pass through the page that the
-// kernel shares, so that a case costs three system calls. It belongs to
-// one goroutine, which it locks to its thread.
+// kernel shares, so that a case costs three system calls. One
+// goroutine at a time may use it.
 type KVM struct {
 	*guest
 	eng   *kvmcpu.Engine
@@ -28,8 +28,8 @@ type KVM struct {
 	xsave []byte
 
 	count atomic.Uint64 // cases begun, for the watchdog
+	tid   atomic.Int64
 	stop  chan struct{}
-	tid   int
 }
 
 // caseTime is how long a case may take: it is a few instructions.
@@ -71,8 +71,6 @@ func NewKVM(sys *kvm.System) (_ *KVM, err error) {
 		return nil, err
 	}
 	k.xsave = make([]byte, n)
-	runtime.LockOSThread()
-	k.tid = unix.Gettid()
 	k.stop = make(chan struct{})
 	go k.watch()
 	return k, nil
@@ -92,7 +90,7 @@ func (k *KVM) watch() {
 		n := k.count.Load()
 		if n == last && n&1 != 0 {
 			k.v.SetImmediateExit(true)
-			_ = unix.Tgkill(unix.Getpid(), k.tid, unix.SIGURG)
+			_ = unix.Tgkill(unix.Getpid(), int(k.tid.Load()), unix.SIGURG)
 		}
 		last = n
 	}
@@ -102,7 +100,6 @@ func (k *KVM) watch() {
 func (k *KVM) Close() error {
 	if k.stop != nil {
 		close(k.stop)
-		runtime.UnlockOSThread()
 		k.stop = nil
 	}
 	var errs []error
@@ -117,6 +114,8 @@ func (k *KVM) Close() error {
 
 // Run runs a case.
 func (k *KVM) Run(c *Case, out *Outcome) error {
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
 	if err := k.place(c); err != nil {
 		return err
 	}
@@ -133,6 +132,7 @@ func (k *KVM) Run(c *Case, out *Outcome) error {
 	if err := k.v.SetXSave(k.xsave); err != nil {
 		return err
 	}
+	k.tid.Store(int64(unix.Gettid()))
 	k.count.Add(1)
 	err := k.v.Run()
 	for err == unix.EINTR && !r.ImmediateExit() {
