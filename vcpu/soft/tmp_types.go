@@ -11,5 +11,10 @@ func (c *CPU) touchSpecial(lin, gpa uint64, size uint8, kind accessKind, page un
 	return nil, next
 }
 
-func (c *CPU) deviceBlock(lin uint64, m mode) (*block, stop) { return nil, c.raise(excUD) }
-func (l *lowerer) dropDeadFlags()                            {}
+func (c *CPU) deviceBlock(lin uint64, m mode) (*block, stop)                   { return nil, c.raise(excUD) }
+func (l *lowerer) dropDeadFlags()                                              {}
+func lowerARPL(*lowerer) bool                                                  { return false }
+func lowerCRC32(*lowerer) bool                                                 { return false }
+func lowerFarIndirect(*lowerer) bool                                           { return false }
+func (l *lowerer) nopOrPause() bool                                            { l.emit(kindNop); return true }
+func (c *CPU) checkSegment(seg uint8, off uint64, size uint8, write bool) stop { return next }
