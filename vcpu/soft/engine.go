@@ -68,6 +68,11 @@ func New(mem *memory.Memory, cfg Config) (_ *Engine, err error) {
 	for _, r := range mem.Regions() {
 		e.regions = append(e.regions, newRegion(r))
 	}
+	for i := range cfg.CPUs {
+		c := &CPU{e: e, id: i, base: e.regions[0].host}
+		c.flushTLB()
+		e.cpus = append(e.cpus, c)
+	}
 	return e, nil
 }
 

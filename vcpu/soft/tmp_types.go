@@ -12,7 +12,6 @@ func (c *CPU) touchSpecial(lin, gpa uint64, size uint8, kind accessKind, page un
 }
 
 func (c *CPU) deviceBlock(lin uint64, m mode) (*block, stop)                   { return nil, c.raise(excUD) }
-func (l *lowerer) dropDeadFlags()                                              {}
 func lowerARPL(*lowerer) bool                                                  { return false }
 func lowerCRC32(*lowerer) bool                                                 { return false }
 func lowerFarIndirect(*lowerer) bool                                           { return false }
