@@ -14,7 +14,9 @@ type Turns interface {
 	// the same one at each call. An exit is that of whichever CPU has the
 	// turn. A [Loop] runs it. The CPUs of NewCPU are for State and SetState,
 	// while the Runner is out of the guest, and for Kick, which is the same
-	// as the Runner's. Close of the engine closes the Runner too.
+	// as the Runner's. A Kick from the Runner's own goroutine, in an access
+	// that is being served, takes effect before the next instruction. Close of
+	// the engine closes the Runner too.
 	Runner() CPU
 	// Clock is the machine's clock, driven by the instructions executed. Its
 	// timers go off on the Runner's goroutine.
