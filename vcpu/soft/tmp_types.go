@@ -2,7 +2,6 @@ package soft
 
 import "unsafe"
 
-type fpu struct{}
 type msrs struct{}
 type injection struct{}
 

@@ -1,0 +1,6 @@
+package soft
+
+// init fills the tables of instructions.
+func init() {
+	registerSystem()
+}
