@@ -233,6 +233,8 @@ type CPU struct {
 	lower   lowerer
 	space   space // of the guest's own accesses, see memory_unsafe.go
 	step    bool  // SetSingleStep
+
+	system
 }
 
 // maxTail is more micro-operations than an instruction has.

@@ -2,8 +2,6 @@ package soft
 
 import "unsafe"
 
-type msrs struct{}
-type injection struct{}
 
 func (c *CPU) touchSpecial(lin, gpa uint64, size uint8, kind accessKind, page unsafe.Pointer) (unsafe.Pointer, stop) {
 	c.access.gpa = gpa

@@ -1,3 +1,0 @@
-package soft
-
-func registerSystem() {}
