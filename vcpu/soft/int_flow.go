@@ -132,7 +132,7 @@ func (c *CPU) callTo(u *uop, rip uint64) stop {
 	if s := c.checkRIP(rip); s != next {
 		return s
 	}
-	s := c.push(u, size, c.nextRIP(u))
+	s := c.push(size, c.nextRIP(u))
 	if s > leave {
 		return s
 	}
@@ -142,7 +142,7 @@ func (c *CPU) callTo(u *uop, rip uint64) stop {
 
 func (c *CPU) retNear(u *uop) stop {
 	size := c.nearSize(u)
-	rip, s := c.peek(u, size, 0)
+	rip, s := c.peek(0, size)
 	if s != next {
 		return s
 	}

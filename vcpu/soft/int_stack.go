@@ -18,13 +18,13 @@ func registerStack() {
 	p[0x60] = func(l *lowerer) bool { return l.legacyCall((*CPU).pusha) }
 	p[0x61] = func(l *lowerer) bool { return l.legacyCall((*CPU).popa) }
 	p[0xc8] = func(l *lowerer) bool { // ENTER
-		u := l.call((*CPU).enter)
+		u := l.call((*CPU).enterFrame)
 		u.size, u.imm, u.cc = l.stackSize(), l.in.Imm, uint8(l.in.Imm2)
 		u.ss = true
 		return true
 	}
 	p[0xc9] = func(l *lowerer) bool { // LEAVE
-		u := l.call((*CPU).leave)
+		u := l.call((*CPU).leaveFrame)
 		u.size, u.ss = l.stackSize(), true
 		return true
 	}
@@ -68,87 +68,35 @@ func (l *lowerer) pop(d uint8) {
 	u.d, u.size, u.ss = d, size, true
 }
 
-// stackMask has the bits of the stack pointer that count.
-func (c *CPU) stackMask() uint64 {
-	switch {
-	case c.is64():
-		return ^uint64(0)
-	case c.seg[segSS].Big:
-		return 0xffffffff
-	}
-	return 0xffff
-}
-
-// stackAt is the linear address of off bytes above the stack pointer.
-func (c *CPU) stackAt(off uint64) uint64 {
-	sp := (c.r[regRSP] + off) & c.stackMask()
-	if c.is64() {
-		return sp
-	}
-	return uint64(uint32(c.seg[segSS].Base + sp))
-}
+// stackAt is the linear address of size bytes at off from the stack pointer, if that is
+// within the stack segment.
+func (c *CPU) stackAt(off uint64, size uint8) (uint64, stop) { return c.stack(c.r[regRSP]+off, size) }
 
 // addSP moves the stack pointer.
-func (c *CPU) addSP(n uint64) {
-	m := c.stackMask()
-	c.r[regRSP] = c.r[regRSP]&^m | (c.r[regRSP]+n)&m
-	if m == 0xffffffff {
-		c.r[regRSP] &= m
-	}
-}
+func (c *CPU) addSP(n uint64) { c.setRSP(c.r[regRSP] + n) }
 
-// peek reads size bytes at off from the stack pointer.
-func (c *CPU) peek(u *uop, size uint8, off uint64) (uint64, stop) {
-	if s := c.checkStack(off, size); s != next {
-		return 0, s
-	}
-	return c.readIn(c.space, true, c.stackAt(off), size)
-}
-
-// push pushes size bytes. Nothing has changed if it faults.
-func (c *CPU) push(u *uop, size uint8, v uint64) stop {
-	off := -uint64(size)
-	if s := c.checkStack(off, size); s != next {
+// probeStack makes sure that size bytes can be written at off from the stack pointer.
+func (c *CPU) probeStack(off uint64, size uint8) stop {
+	lin, s := c.stackAt(off, size)
+	if s != next {
 		return s
 	}
-	s := c.writeIn(c.space, true, c.stackAt(off), size, v)
-	if s <= leave {
-		c.addSP(off)
-	}
-	return s
+	return c.probeIn(c.space, true, lin, size)
 }
 
-// checkStack applies the stack segment's limit outside 64-bit mode.
-func (c *CPU) checkStack(off uint64, size uint8) stop {
-	if c.mode&modeFlat != 0 || c.is64() {
-		return next
+// pokeStack writes there, after probeStack.
+func (c *CPU) pokeStack(off uint64, size uint8, v uint64) stop {
+	lin, s := c.stackAt(off, size)
+	if s != next {
+		return s
 	}
-	sp := (c.r[regRSP] + off) & c.stackMask()
-	if !c.withinSegment(segSS, sp, size) {
-		return c.raiseCode(excSS, 0)
-	}
-	return next
+	return c.writeIn(c.space, true, lin, size, v)
 }
 
-// withinSegment reports whether size bytes at off lie within a segment's limit, as
-// far as its type counts them (Intel SDM volume 3, section 5.3).
-func (c *CPU) withinSegment(seg uint8, off uint64, size uint8) bool {
-	s := &c.seg[seg]
-	last := off + uint64(size) - 1
-	if s.Type&0xc == 4 { // expands down
-		top := uint64(0xffff)
-		if s.Big {
-			top = 0xffffffff
-		}
-		return off > uint64(s.Limit) && last <= top
-	}
-	return last <= uint64(s.Limit)
-}
-
-func (c *CPU) pushAny(u *uop) stop { return c.push(u, u.size, c.r[u.s&31]+u.imm) }
+func (c *CPU) pushAny(u *uop) stop { return c.push(u.size, c.r[u.s&31]+u.imm) }
 
 func (c *CPU) popAny(u *uop) stop {
-	v, s := c.peek(u, u.size, 0)
+	v, s := c.peek(0, u.size)
 	if s != next {
 		return s
 	}
@@ -185,7 +133,7 @@ func lowerPopMem(l *lowerer) bool {
 }
 
 func (c *CPU) peekT0(u *uop) stop {
-	v, s := c.peek(u, u.size, 0)
+	v, s := c.peek(0, u.size)
 	c.r[regT0] = v
 	return s
 }
@@ -198,18 +146,13 @@ func (c *CPU) dropTop(u *uop) stop {
 func (c *CPU) pusha(u *uop) stop {
 	n := uint64(u.size)
 	for i := range uint64(8) {
-		off := -n * (i + 1)
-		if s := c.checkStack(off, u.size); s != next {
-			return s
-		}
-		if s := c.probeIn(c.space, true, c.stackAt(off), u.size); s != next {
+		if s := c.probeStack(-n*(i+1), u.size); s != next {
 			return s
 		}
 	}
 	result := next
 	for i := range uint64(8) {
-		s := c.writeIn(c.space, true, c.stackAt(-n*(i+1)), u.size, c.r[i])
-		result = max(result, s)
+		result = max(result, c.pokeStack(-n*(i+1), u.size, c.r[i]))
 	}
 	c.addSP(-(8 * n))
 	return result
@@ -220,7 +163,7 @@ func (c *CPU) popa(u *uop) stop {
 	var v [8]uint64
 	for i := range uint64(8) {
 		var s stop
-		if v[7-i], s = c.peek(u, u.size, n*i); s != next {
+		if v[7-i], s = c.peek(n*i, u.size); s != next {
 			return s
 		}
 	}
@@ -233,17 +176,16 @@ func (c *CPU) popa(u *uop) stop {
 	return next
 }
 
-// enter is ENTER with nesting level cc and imm bytes of locals.
-func (c *CPU) enter(u *uop) stop {
+// enterFrame is ENTER with nesting level cc and imm bytes of locals.
+func (c *CPU) enterFrame(u *uop) stop {
 	n := uint64(u.size)
 	level := uint64(u.cc & 31)
 	var frame [32]uint64
 	m := c.stackMask()
 	for i := uint64(1); i < level; i++ {
-		bp := (c.r[regRBP] - n*i) & m
-		lin := bp
-		if !c.is64() {
-			lin = uint64(uint32(c.seg[segSS].Base + bp))
+		lin, s := c.stack(c.r[regRBP]-n*i, u.size)
+		if s != next {
+			return s
 		}
 		v, s := c.readIn(c.space, true, lin, u.size)
 		if s != next {
@@ -256,50 +198,38 @@ func (c *CPU) enter(u *uop) stop {
 		pushes = 1 + level
 	}
 	for i := uint64(1); i <= pushes; i++ {
-		if s := c.checkStack(-n*i, u.size); s != next {
-			return s
-		}
-		if s := c.probeIn(c.space, true, c.stackAt(-n*i), u.size); s != next {
+		if s := c.probeStack(-n*i, u.size); s != next {
 			return s
 		}
 	}
 	// The instruction checks that the new top can be written.
-	if s := c.probeIn(c.space, true, c.stackAt(-n*pushes-u.imm), 1); s != next {
+	if s := c.probeStack(-n*pushes-u.imm, 1); s != next {
 		return s
 	}
-	result := c.writeIn(c.space, true, c.stackAt(-n), u.size, c.r[regRBP])
+	result := c.pokeStack(-n, u.size, c.r[regRBP])
 	fp := (c.r[regRSP] - n) & m
 	for i := uint64(1); i <= level; i++ {
 		v := frame[i]
 		if i == level {
 			v = fp
 		}
-		result = max(result, c.writeIn(c.space, true, c.stackAt(-n*(i+1)), u.size, v))
+		result = max(result, c.pokeStack(-n*(i+1), u.size, v))
 	}
 	c.set(regRBP, u.size, fp)
 	c.addSP(-n*pushes - u.imm)
 	return result
 }
 
-func (c *CPU) leave(u *uop) stop {
-	m := c.stackMask()
-	bp := c.r[regRBP] & m
-	lin := bp
-	if !c.is64() {
-		if c.mode&modeFlat == 0 && !c.withinSegment(segSS, bp, u.size) {
-			return c.raiseCode(excSS, 0)
-		}
-		lin = uint64(uint32(c.seg[segSS].Base + bp))
+func (c *CPU) leaveFrame(u *uop) stop {
+	lin, s := c.stack(c.r[regRBP], u.size)
+	if s != next {
+		return s
 	}
 	v, s := c.readIn(c.space, true, lin, u.size)
 	if s != next {
 		return s
 	}
-	sp := (bp + uint64(u.size)) & m
-	c.r[regRSP] = c.r[regRSP]&^m | sp
-	if m == 0xffffffff {
-		c.r[regRSP] &= m
-	}
+	c.setRSP(c.r[regRBP] + uint64(u.size))
 	c.set(regRBP, u.size, v)
 	return next
 }

@@ -49,10 +49,11 @@ func (c *CPU) stringAddr(u *uop, r, seg uint8) (uint64, stop) {
 		}
 		return off, next
 	}
-	if c.mode&modeFlat == 0 {
-		if s := c.checkSegment(seg, off, u.size, r == regRDI && u.cc != strScas && u.cc != strCmps); s != next {
-			return 0, s
+	if g := &c.seg[seg]; g.Unusable || !within(g, off, uint64(u.size)) {
+		if seg == segSS {
+			return 0, c.raiseCode(excSS, 0)
 		}
+		return 0, c.gp()
 	}
 	return uint64(uint32(off + c.seg[seg].Base)), next
 }

@@ -1,6 +1,7 @@
 package soft
 
 func init() {
+	registerSystem()
 	registerALU()
 	registerMoves()
 	registerShifts()

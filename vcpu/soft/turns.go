@@ -243,7 +243,7 @@ func (e *Engine) runTurn(c *CPU, exit *vcpu.Exit) bool {
 func (c *CPU) run(n int64) (debug bool) {
 	c.left, c.end = n, c.e.count+n
 	for c.left > 0 && !c.access.pending() && !c.halted && !c.shutdown {
-		if c.inject.pending() {
+		if c.injecting() {
 			c.deliverInjected()
 			c.left--
 			continue
