@@ -136,6 +136,7 @@ func New(mem *memory.Memory, cfg Config) (_ *Engine, err error) {
 	}
 	for i := range cfg.CPUs {
 		c := &CPU{e: e, id: i, base: e.regions[0].host}
+		c.setCPUID(e.cpuid.ForCPU(i, cfg.CPUs))
 		c.reset()
 		e.cpus = append(e.cpus, c)
 	}
