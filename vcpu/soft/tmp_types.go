@@ -2,7 +2,6 @@ package soft
 
 import "unsafe"
 
-
 func (c *CPU) touchSpecial(lin, gpa uint64, size uint8, kind accessKind, page unsafe.Pointer) (unsafe.Pointer, stop) {
 	c.access.gpa = gpa
 	return nil, next
