@@ -68,8 +68,8 @@ func Supported() vcpu.CPUID {
 		vcpu.Leaf{Function: 0x80000005, EAX: 0x01ff01ff, EBX: 0x01ff01ff, ECX: 0x40020140, EDX: 0x40020140},
 		// 512 KiB of second-level cache, 16-way.
 		vcpu.Leaf{Function: 0x80000006, EBX: 0x42004200, ECX: 0x02008140},
-		vcpu.Leaf{Function: 0x80000007, EDX: 1 << 8}, // invariant TSC
-		vcpu.Leaf{Function: 0x80000008, EAX: 48<<8 | physBits},
+		vcpu.Leaf{Function: 0x80000007, EDX: 1 << 8},                        // invariant TSC
+		vcpu.Leaf{Function: 0x80000008, EAX: 48<<8 | physBits, EBX: 1 << 2}, // XSAVEERPTR
 	)
 }
 

@@ -32,20 +32,19 @@ func (c *CPU) breakSize(i int) uint64 {
 	return [4]uint64{1, 2, 8, 4}[c.dr7>>(18+4*i)&3]
 }
 
-func (c *CPU) anyBreakpoint(data bool) bool {
+// breakpoints reports whether any breakpoint is on, and whether one is on data.
+func (c *CPU) breakpoints() (some, data bool) {
 	if c.dr7&0xff == 0 {
-		return false
+		return false, false
 	}
 	for i := range 4 {
-		if kind, on := c.breakKind(i); on && kind != breakIO && (kind != breakCode) == data {
-			return true
+		if kind, on := c.breakKind(i); on {
+			some = true
+			data = data || kind == breakWrite || kind == breakData
 		}
 	}
-	return false
+	return some, data
 }
-
-func (c *CPU) codeBreakpoints() bool { return c.anyBreakpoint(false) }
-func (c *CPU) dataBreakpoints() bool { return c.anyBreakpoint(true) }
 
 // dataAccess notes the breakpoints that an access hits. The trap comes after the
 // instruction.
@@ -81,7 +80,7 @@ func (c *CPU) ioBreakpoints(port uint16, size uint8) {
 // the mode has modeSingle.
 func (c *CPU) beforeInstruction() bool {
 	c.stepping = c.flags&flagTF != 0
-	if c.flags&flagRF != 0 || c.shadowMOVSS || !c.codeBreakpoints() {
+	if c.flags&flagRF != 0 || c.shadowMOVSS || c.dr7&0xff == 0 {
 		return true
 	}
 	lin := c.rip

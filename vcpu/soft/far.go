@@ -471,7 +471,7 @@ func (c *CPU) iret(u *uop) stop {
 		mask |= flagIF
 	}
 	c.loadFlags(v[2], u.size, mask)
-	if !c.codeBreakpoints() {
+	if c.dr7&0xff == 0 {
 		c.flags &^= flagRF // nothing would look at it
 	}
 	c.nmiMasked = false

@@ -27,7 +27,8 @@ func (c *CPU) updateMode() {
 			m |= modeFlat
 		}
 	}
-	if c.flags&flagTF != 0 || c.step || c.codeBreakpoints() {
+	some, data := c.breakpoints()
+	if c.flags&flagTF != 0 || c.step || some {
 		m |= modeSingle
 	}
 	c.mode = m
@@ -36,8 +37,8 @@ func (c *CPU) updateMode() {
 	if c.cpl == 3 {
 		c.itlb = &c.itlbs[1]
 	}
-	if w := c.dataBreakpoints(); w != c.watched {
-		c.watched = w
+	if data != c.watched {
+		c.watched = data
 		c.flushTLB() // no translation may bypass touch, or need not any more
 	}
 }

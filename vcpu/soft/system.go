@@ -14,9 +14,10 @@ type system struct {
 	tscOffset  uint64 // IA32_TSC less the machine's clock
 	apicPage   uint64 // where the local APIC has its registers, or noPage
 	nmiPending uint8
-	delivering bool // an event is being delivered
-	stepping   bool // TF was set before the instruction
-	hits       uint64
+	delivering bool            // an event is being delivered
+	stepping   bool            // TF was set before the instruction
+	hits       uint64          // breakpoints that the instruction hit
+	area       [xsaveSize]byte // scratch of FXSAVE and its like
 }
 
 // insn makes a lowering of an instruction without operands that the block goes on after.
@@ -58,6 +59,7 @@ func registerSystem() {
 		0x30: insn((*CPU).wrmsr), 0x31: insn((*CPU).rdtsc), 0x32: insn((*CPU).rdmsr), 0x33: insn((*CPU).rdpmc),
 		0xa0: lowerPushSegment, 0xa1: lowerPopSegment, 0xa8: lowerPushSegment, 0xa9: lowerPopSegment,
 		0xa2: insn((*CPU).cpuidInsn),
+		0xae: lowerXSave,
 		0xb2: lowerLoadFar, 0xb4: lowerLoadFar, 0xb5: lowerLoadFar,
 	} {
 		lower0F[op] = f

@@ -14,7 +14,13 @@ func init() {
 			return true
 		}
 		if l.in.Mem && l.in.Reg&7 == 5 {
-			l.call(func(c *CPU, u *uop) stop { v, s := c.read(u, c.addr(u), 2); if s == next { c.fpu.cw = uint16(v) }; return s }).at(l.mem())
+			l.call(func(c *CPU, u *uop) stop {
+				v, s := c.read(u, c.addr(u), 2)
+				if s == next {
+					c.fpu.cw = uint16(v)
+				}
+				return s
+			}).at(l.mem())
 			return true
 		}
 		return false
