@@ -188,6 +188,7 @@ type CPU struct {
 	exc   exception
 
 	xmm   [16]xmm
+	xmmT  [16]xmm // temporaries within one instruction, see CPU.x
 	mxcsr uint32
 	fpu   fpu
 

@@ -15,6 +15,9 @@ type lowerer struct {
 	off   uint16 // of the instruction from the block's first byte
 	start uint16 // of the block in its page
 	ended bool   // the instruction ends the block
+
+	checkedSSE bool // see lowerer.sse
+
 	local [2]bool
 	// last is where the micro-operations of the instruction before begin; -1 for
 	// none. What belongs together with the next instruction is found there.
@@ -40,6 +43,7 @@ func (l *lowerer) build(c *CPU, page *codePage, lin uint64, m mode) (*block, sto
 	l.m, l.ops, l.n, l.off, l.ended = m, l.ops[:0], 0, 0, false
 	l.start = uint16(lin & (pageSize - 1))
 	l.local = [2]bool{}
+	l.checkedSSE = false
 	l.last = -1
 	limit := uint8(maxInsns)
 	if m&modeSingle != 0 {
