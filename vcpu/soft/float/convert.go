@@ -83,7 +83,7 @@ func widen32(v uint32) (F80, bool) { return binary32.widen(uint64(v)) }
 func widen64(v uint64) (F80, bool) { return binary64.widen(v) }
 
 // Load32 converts the bits of a float32 (FLD m32). ok is false if an unmasked
-// exception keeps it from being pushed.
+// IE keeps it from being pushed; an unmasked DE does not.
 func (e *X87) Load32(v uint32) (x F80, ok bool) {
 	x, den := widen32(v)
 	return e.load(x, den)
@@ -101,7 +101,8 @@ func (e *X87) load(x F80, den bool) (F80, bool) {
 		x.Mant |= quietBit
 		return x, e.raise(IE)
 	}
-	return x, e.denormals(zero, zero, den)
+	e.denormals(zero, zero, den)
+	return x, true
 }
 
 // FromInt64 converts an integer, always exactly (FILD of any size; it clears C1,

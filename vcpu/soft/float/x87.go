@@ -74,9 +74,10 @@ func (e *X87) round(w wide, prec uint) F80 {
 	}
 	sign := signBit(w.neg)
 	if exp > emax80 {
+		// FSCALE can leave the range even so (SDM, sections 8.5.4 and 8.5.5).
 		if e.CW&OE != 0 || exp-unmaskedBias > emax80 {
 			e.SW |= OE | PE
-			if rc == toNearest || rc == toNegative && w.neg || rc == toPositive && !w.neg {
+			if e.CW&OE == 0 || rc == toNearest || rc == toNegative && w.neg || rc == toPositive && !w.neg {
 				e.SW |= C1
 				return inf80(w.neg)
 			}
@@ -86,13 +87,15 @@ func (e *X87) round(w wide, prec uint) F80 {
 		e.SW |= OE
 		exp -= unmaskedBias
 	} else if exp < emin80 {
-		if e.CW&UE != 0 || exp+unmaskedBias < emin80 {
+		if e.CW&UE == 0 && exp+unmaskedBias < emin80 {
+			e.SW = e.SW&^C1 | UE | PE
+			return zero80(w.neg)
+		}
+		if e.CW&UE != 0 {
 			hi, lo := shiftSticky(w.hi, w.lo, uint32(emin80-w.exp))
 			mant, _, inexact, up = round(hi, lo, w.neg, prec, rc)
 			if inexact {
 				e.SW |= UE | PE
-			} else if e.CW&UE == 0 {
-				e.SW |= UE
 			}
 			e.setC1(up)
 			return F80{mant, sign | uint16(mant>>63)}
