@@ -4,7 +4,7 @@ import "math"
 
 // The methods below take the machine's own arithmetic where that is certain to
 // give x86's result: round to nearest, operands that are normal or zero, and a
-// normal result away from the ends of the range. What then remains to be found
+// normal result away from the ends of the range (or a sum of zero). What then remains to be found
 // out is PE, unless it is flagged already. Everything else is done in integers.
 //
 // No expression below multiplies and adds, so that no compiler may fuse it.
@@ -40,7 +40,7 @@ func (m *MXCSR) Add64(a, b uint64) uint64 {
 	x, y := math.Float64frombits(a), math.Float64frombits(b)
 	z := x + y
 	r := math.Float64bits(z)
-	if m.nearest() && within64(r) && plain64(a) && plain64(b) {
+	if m.nearest() && (within64(r) || r<<1 == 0) && plain64(a) && plain64(b) {
 		if *m&PE == 0 {
 			t := z - x
 			m.inexact(x-(z-t) != t-y)
@@ -55,7 +55,7 @@ func (m *MXCSR) Sub64(a, b uint64) uint64 {
 	x, y := math.Float64frombits(a), math.Float64frombits(b)
 	z := x - y
 	r := math.Float64bits(z)
-	if m.nearest() && within64(r) && plain64(a) && plain64(b) {
+	if m.nearest() && (within64(r) || r<<1 == 0) && plain64(a) && plain64(b) {
 		if *m&PE == 0 {
 			t := z - x
 			m.inexact(x-(z-t) != t+y)
@@ -111,7 +111,7 @@ func (m *MXCSR) Add32(a, b uint32) uint32 {
 	x, y := math.Float32frombits(a), math.Float32frombits(b)
 	z := x + y
 	r := math.Float32bits(z)
-	if m.nearest() && within32(r) && plain32(a) && plain32(b) {
+	if m.nearest() && (within32(r) || r<<1 == 0) && plain32(a) && plain32(b) {
 		if *m&PE == 0 {
 			t := z - x
 			m.inexact(x-(z-t) != t-y)
@@ -126,7 +126,7 @@ func (m *MXCSR) Sub32(a, b uint32) uint32 {
 	x, y := math.Float32frombits(a), math.Float32frombits(b)
 	z := x - y
 	r := math.Float32bits(z)
-	if m.nearest() && within32(r) && plain32(a) && plain32(b) {
+	if m.nearest() && (within32(r) || r<<1 == 0) && plain32(a) && plain32(b) {
 		if *m&PE == 0 {
 			t := z - x
 			m.inexact(x-(z-t) != t+y)
@@ -178,28 +178,37 @@ func (m *MXCSR) Sqrt32(a uint32) uint32 {
 
 // Min64 returns the lesser of a and b (MINSD): b if either is a NaN, and if
 // both are zeros.
-func (m *MXCSR) Min64(a, b uint64) uint64 { return m.choose(&binary64, a, b, Less) }
+func (m *MXCSR) Min64(a, b uint64) uint64 { return m.choose64(a, b, Less) }
 
 // Max64 returns the greater of a and b (MAXSD), with the same rules.
-func (m *MXCSR) Max64(a, b uint64) uint64 { return m.choose(&binary64, a, b, Greater) }
+func (m *MXCSR) Max64(a, b uint64) uint64 { return m.choose64(a, b, Greater) }
 
 // Min32 is Min64 for float32 (MINSS).
-func (m *MXCSR) Min32(a, b uint32) uint32 {
-	return uint32(m.choose(&binary32, uint64(a), uint64(b), Less))
-}
+func (m *MXCSR) Min32(a, b uint32) uint32 { return m.choose32(a, b, Less) }
 
 // Max32 is Max64 for float32 (MAXSS).
-func (m *MXCSR) Max32(a, b uint32) uint32 {
-	return uint32(m.choose(&binary32, uint64(a), uint64(b), Greater))
-}
+func (m *MXCSR) Max32(a, b uint32) uint32 { return m.choose32(a, b, Greater) }
 
-// choose returns a if it compares to b as wanted, else b.
-func (m *MXCSR) choose(f *format, a, b uint64, want Comparison) uint64 {
+// choose64 returns a if it compares to b as wanted, else b.
+func (m *MXCSR) choose64(a, b uint64, want Comparison) uint64 {
 	r := b
-	if m.compare(f, a, b, false) == want {
+	if m.compare64(a, b, false) == want {
 		r = a
 	}
-	r, _, _ = m.operand(f, r)
+	if *m&daz != 0 && !plain64(r) {
+		r &= 1 << 63
+	}
+	return r
+}
+
+func (m *MXCSR) choose32(a, b uint32, want Comparison) uint32 {
+	r := b
+	if m.compare32(a, b, false) == want {
+		r = a
+	}
+	if *m&daz != 0 && !plain32(r) {
+		r &= 1 << 31
+	}
 	return r
 }
 
@@ -273,4 +282,40 @@ func holds(c Comparison, pred uint8) bool {
 		r = c == Unordered
 	}
 	return r != (pred&4 != 0)
+}
+
+// Dot32 returns the dot product of those elements that bits 4-7 of imm select, in
+// the elements that bits 0-3 select, and zeros elsewhere (DPPS). Sums are rounded in
+// pairs.
+func (m *MXCSR) Dot32(a, b [4]uint32, imm uint8) (r [4]uint32) {
+	var p [4]uint32
+	for i := range p {
+		if imm>>(4+i)&1 != 0 {
+			p[i] = m.Mul32(a[i], b[i])
+		}
+	}
+	sum := m.Add32(m.Add32(p[0], p[1]), m.Add32(p[2], p[3]))
+	for i := range r {
+		if imm>>i&1 != 0 {
+			r[i] = sum
+		}
+	}
+	return r
+}
+
+// Dot64 is Dot32 for two float64, selected by bits 4-5 and 0-1 of imm (DPPD).
+func (m *MXCSR) Dot64(a, b [2]uint64, imm uint8) (r [2]uint64) {
+	var p [2]uint64
+	for i := range p {
+		if imm>>(4+i)&1 != 0 {
+			p[i] = m.Mul64(a[i], b[i])
+		}
+	}
+	sum := m.Add64(p[0], p[1])
+	for i := range r {
+		if imm>>i&1 != 0 {
+			r[i] = sum
+		}
+	}
+	return r
 }

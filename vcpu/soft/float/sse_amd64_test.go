@@ -142,3 +142,111 @@ func TestSSE(t *testing.T) {
 		})
 	}
 }
+
+// With exceptions unmasked, what counts is which flags are raised and whether #XM
+// is due. A SIGFPE costs microseconds, so there are fewer rounds.
+func TestSSEUnmasked(t *testing.T) {
+	for _, c := range sseCases() {
+		hard, _ := hardware.SSEInstr(c.name)
+		s := newSource(t)
+		for range rounds(t, 1000) {
+			var a, b uint64
+			v := int64(s.mant(64)) >> s.IntN(64)
+			if c.from != nil {
+				a = s.ieee(c.from, nil)
+				b = s.ieee(c.from, &a)
+			}
+			m := s.mxcsr() &^ MXCSR(s.IntN(64)<<maskShift)
+			in := hardware.SSE{A: [2]uint64{a}, B: [2]uint64{b}, GPR: uint64(v), MXCSR: uint32(m)}
+			want := in.Trap(hard)
+			gotM, element := m, m.Begin()
+			r := c.soft(&element, a, b, v)
+			got := gotM.End(element)
+			if got != want || gotM != MXCSR(in.Out) || !want && r != c.result(&in) {
+				t.Fatalf("%s: %#x, %#x, %#x, MXCSR %#x: got %#x, #XM %v; want %#x, #XM %v", c.name, a, b, v, m, gotM, got, in.Out, want)
+			}
+		}
+	}
+}
+
+// The elements of one instruction raise exceptions together.
+func TestSSEPacked(t *testing.T) {
+	s := newSource(t)
+	for _, c := range []struct {
+		name string
+		soft func(m *MXCSR, a, b [2]uint64) [2]uint64
+	}{
+		{"ADDPD", func(m *MXCSR, a, b [2]uint64) [2]uint64 { return [2]uint64{m.Add64(a[0], b[0]), m.Add64(a[1], b[1])} }},
+		{"MULPD", func(m *MXCSR, a, b [2]uint64) [2]uint64 { return [2]uint64{m.Mul64(a[0], b[0]), m.Mul64(a[1], b[1])} }},
+		{"DIVPD", func(m *MXCSR, a, b [2]uint64) [2]uint64 { return [2]uint64{m.Div64(a[0], b[0]), m.Div64(a[1], b[1])} }},
+		{"DPPD51", func(m *MXCSR, a, b [2]uint64) [2]uint64 { return m.Dot64(a, b, 0x33) }},
+		{"DPPD17", func(m *MXCSR, a, b [2]uint64) [2]uint64 { return m.Dot64(a, b, 0x11) }},
+		{"DPPS255", dot(0xFF)}, {"DPPS113", dot(0x71)}, {"DPPS178", dot(0xB2)},
+	} {
+		hard, ok := hardware.SSEInstr(c.name)
+		if !ok {
+			t.Fatalf("the processor has no %s", c.name)
+		}
+		for i := range rounds(t, 20_000) {
+			var a, b [2]uint64
+			for i := range a {
+				if c.name[:4] == "DPPS" {
+					x := s.ieee(&binary32, nil)
+					a[i] = x | s.ieee(&binary32, &x)<<32
+					b[i] = s.ieee(&binary32, &x) | s.ieee(&binary32, nil)<<32
+				} else {
+					a[i] = s.ieee(&binary64, nil)
+					b[i] = s.ieee(&binary64, &a[i])
+				}
+			}
+			m := s.mxcsr()
+			if c.name[0] != 'D' || c.name[1] != 'P' {
+				if i%20 == 0 {
+					m &^= MXCSR(s.IntN(64) << maskShift)
+				}
+			}
+			in := hardware.SSE{A: a, B: b, MXCSR: uint32(m)}
+			want := in.Trap(hard)
+			gotM, element := m, m.Begin()
+			r := c.soft(&element, a, b)
+			got := gotM.End(element)
+			if got != want || gotM != MXCSR(in.Out) || !want && r != in.R {
+				t.Fatalf("%s: %#x, %#x, MXCSR %#x: got %#x, %#x, #XM %v; want %#x, %#x, #XM %v", c.name, a, b, m, r, gotM, got, in.R, in.Out, want)
+			}
+		}
+	}
+}
+
+func dot(imm uint8) func(m *MXCSR, a, b [2]uint64) [2]uint64 {
+	return func(m *MXCSR, a, b [2]uint64) [2]uint64 {
+		split := func(v [2]uint64) [4]uint32 {
+			return [4]uint32{uint32(v[0]), uint32(v[0] >> 32), uint32(v[1]), uint32(v[1] >> 32)}
+		}
+		r := m.Dot32(split(a), split(b), imm)
+		return [2]uint64{uint64(r[0]) | uint64(r[1])<<32, uint64(r[2]) | uint64(r[3])<<32}
+	}
+}
+
+// RCPSS and RSQRTSS need only be close to the true value, and special cases equal.
+func TestApproximations(t *testing.T) {
+	for _, c := range []struct {
+		name string
+		soft func(uint32) uint32
+	}{{"RCPSS", Rcp32}, {"RSQRTSS", Rsqrt32}} {
+		hard, ok := hardware.SSEInstr(c.name)
+		if !ok {
+			t.Fatalf("the processor has no %s", c.name)
+		}
+		s := newSource(t)
+		for range rounds(t, 50_000) {
+			a := s.ieee(&binary32, nil)
+			in := hardware.SSE{B: [2]uint64{a}, MXCSR: uint32(s.mxcsr())}
+			hard(&in)
+			got, want := c.soft(uint32(a)), uint32(in.R[0])
+			x, y := float64(math.Float32frombits(got)), float64(math.Float32frombits(want))
+			if got != want && !(math.Abs(x-y) <= 3.0/(1<<12)*math.Abs(y)) || in.Out != in.MXCSR {
+				t.Fatalf("%s %#x: got %#x, want about %#x", c.name, a, got, want)
+			}
+		}
+	}
+}

@@ -79,9 +79,16 @@ func (m *MXCSR) convert(from, to *format, a uint64) uint64 {
 // CVTPD2DQ), or towards zero if trunc (CVTTSD2SI, CVTTPD2DQ). A number out of
 // range gives IE and the integer indefinite, -2^31.
 func (m *MXCSR) Float64ToInt32(a uint64, trunc bool) int32 {
-	// Go does not say what becomes of numbers out of range, so look first.
-	if x := math.Float64frombits(a); trunc && x > -1<<31-1 && x < 1<<31 {
-		if v := int32(x); float64(v) == x {
+	if plain64(a) && (trunc || m.nearest()) {
+		x := math.Float64frombits(a)
+		z := x
+		if !trunc {
+			z = math.RoundToEven(x)
+		}
+		// Go does not say what becomes of numbers out of range, so look first.
+		if z > -1<<31-1 && z < 1<<31 {
+			v := int32(z)
+			m.inexact(float64(v) != x)
 			return v
 		}
 	}
@@ -90,11 +97,15 @@ func (m *MXCSR) Float64ToInt32(a uint64, trunc bool) int32 {
 
 // Float64ToInt64 is Float64ToInt32 for 64 bits.
 func (m *MXCSR) Float64ToInt64(a uint64, trunc bool) int64 {
-	if x := math.Float64frombits(a); x >= -1<<63 && x < 1<<63 {
-		if v := int64(x); float64(v) == x {
-			return v
-		} else if trunc && plain64(a) {
-			*m |= PE
+	if plain64(a) && (trunc || m.nearest()) {
+		x := math.Float64frombits(a)
+		z := x
+		if !trunc {
+			z = math.RoundToEven(x)
+		}
+		if z >= -1<<63 && z < 1<<63 {
+			v := int64(z)
+			m.inexact(float64(v) != x)
 			return v
 		}
 	}
@@ -104,13 +115,22 @@ func (m *MXCSR) Float64ToInt64(a uint64, trunc bool) int64 {
 // Float32ToInt32 is Float64ToInt32 for float32 (CVTSS2SI, CVTPS2DQ and, if
 // trunc, CVTTSS2SI, CVTTPS2DQ).
 func (m *MXCSR) Float32ToInt32(a uint32, trunc bool) int32 {
+	if plain32(a) {
+		return m.Float64ToInt32(widened(a), trunc)
+	}
 	return int32(m.toInt(&binary32, uint64(a), trunc, 32))
 }
 
 // Float32ToInt64 is Float32ToInt32 for 64 bits.
 func (m *MXCSR) Float32ToInt64(a uint32, trunc bool) int64 {
+	if plain32(a) {
+		return m.Float64ToInt64(widened(a), trunc)
+	}
 	return m.toInt(&binary32, uint64(a), trunc, 64)
 }
+
+// widened is a as a float64; what becomes of a NaN does not matter.
+func widened(a uint32) uint64 { return math.Float64bits(float64(math.Float32frombits(a))) }
 
 func (m *MXCSR) toInt(f *format, a uint64, trunc bool, size uint) int64 {
 	indefinite := int64(-1) << (size - 1)
@@ -142,13 +162,44 @@ func (m *MXCSR) toInt(f *format, a uint64, trunc bool, size uint) int64 {
 // RoundInt64 rounds to an integer as the immediate byte of ROUNDSD says: bits 0-1
 // are the rounding mode, unless bit 2 selects that of MXCSR; bit 3 keeps PE from
 // being flagged.
-func (m *MXCSR) RoundInt64(a uint64, imm uint8) uint64 { return m.roundInt(&binary64, a, imm) }
+func (m *MXCSR) RoundInt64(a uint64, imm uint8) uint64 {
+	if !plain64(a) || a&exp64 == exp64 {
+		return m.roundInt(&binary64, a, imm)
+	}
+	x := math.Float64frombits(a)
+	z := m.nearby(x, imm)
+	m.inexact(z != x && imm&8 == 0)
+	return math.Float64bits(z)
+}
 
 // RoundInt32 is RoundInt64 for float32 (ROUNDSS).
 func (m *MXCSR) RoundInt32(a uint32, imm uint8) uint32 {
-	return uint32(m.roundInt(&binary32, uint64(a), imm))
+	if !plain32(a) || a&exp32 == exp32 {
+		return uint32(m.roundInt(&binary32, uint64(a), imm))
+	}
+	x := float64(math.Float32frombits(a))
+	z := m.nearby(x, imm)
+	m.inexact(z != x && imm&8 == 0)
+	return math.Float32bits(float32(z))
 }
 
+func (m *MXCSR) nearby(x float64, imm uint8) float64 {
+	rc := imm & 3
+	if imm&4 != 0 {
+		rc = m.rc()
+	}
+	switch rc {
+	case toNearest:
+		return math.RoundToEven(x)
+	case toNegative:
+		return math.Floor(x)
+	case toPositive:
+		return math.Ceil(x)
+	}
+	return math.Trunc(x)
+}
+
+// roundInt rounds denormals, infinities and NaNs.
 func (m *MXCSR) roundInt(f *format, a uint64, imm uint8) uint64 {
 	a, n, c := m.operand(f, a)
 	switch {
@@ -157,20 +208,15 @@ func (m *MXCSR) roundInt(f *format, a uint64, imm uint8) uint64 {
 	case c == zero || c == infinity:
 		return a
 	}
-	if n.exp >= int32(f.prec)-1 {
-		return a
-	}
 	rc := imm & 3
 	if imm&4 != 0 {
 		rc = m.rc()
 	}
-	v, inexact, _, _ := integer(n, rc)
-	m.inexact(inexact && imm&8 == 0)
-	if v == 0 {
-		return f.sign(n.neg)
+	m.inexact(imm&8 == 0)
+	if rc == toNegative && n.neg || rc == toPositive && !n.neg {
+		return f.pack(n.neg, f.bias, jbit)
 	}
-	r := fromUint(v, n.neg)
-	return f.pack(r.neg, r.exp+f.bias, r.mant)
+	return f.sign(n.neg)
 }
 
 // Rcp32 approximates 1/a (RCPSS). It raises no exceptions and takes denormals for
@@ -199,9 +245,9 @@ func approximate(a uint32, f func(float64) float64) uint32 {
 	case a&exp32 == exp32:
 		return a | 1<<22
 	}
-	r := (math.Float32bits(float32(f(float64(math.Float32frombits(a))))) + 1<<11) &^ (1<<12 - 1)
-	if r&exp32 == 0 {
+	x := f(float64(math.Float32frombits(a)))
+	if math.Abs(x) < 0x1p-126 {
 		return sign
 	}
-	return r
+	return (math.Float32bits(float32(x)) + 1<<11) &^ (1<<12 - 1)
 }

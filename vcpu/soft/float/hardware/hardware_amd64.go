@@ -9,7 +9,10 @@
 //	sum, flags := s.Reg(0), s.SW()&0x3f
 package hardware
 
-import "encoding/binary"
+import (
+	"encoding/binary"
+	"runtime"
+)
 
 // Reg is an 80-bit register: the significand, and sign and exponent.
 type Reg struct {
@@ -51,5 +54,22 @@ func X87Instr(name string) (func(*X87), bool) { f, ok := x87[name]; return f, ok
 
 // SSEInstr returns the function that runs the named instruction: the mnemonic,
 // followed by the size of an integer register or by the immediate byte. All
-// exceptions must be masked in MXCSR.
+// exceptions must be masked in MXCSR, or else see Trap.
 func SSEInstr(name string) (func(*SSE), bool) { f, ok := sse[name]; return f, ok }
+
+// Trap runs an instruction with exceptions unmasked. It reports whether that ended
+// in #XM; then only Out is set.
+func (s *SSE) Trap(instr func(*SSE)) (exception bool) {
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	defer func() {
+		// SIGFPE became a panic, with MXCSR as the instruction left it.
+		if err := recover(); err != nil {
+			s.Out = getMXCSR()
+			setMXCSR(s.saved)
+			exception = true
+		}
+	}()
+	instr(s)
+	return false
+}

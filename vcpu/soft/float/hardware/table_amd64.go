@@ -3,6 +3,12 @@ package hardware
 // The instructions, in hardware_amd64.s.
 
 //go:noescape
+func setMXCSR(v uint32)
+
+//go:noescape
+func getMXCSR() uint32
+
+//go:noescape
 func fadd(s *X87)
 
 //go:noescape
@@ -507,16 +513,19 @@ func roundss15(s *SSE)
 func roundsd15(s *SSE)
 
 //go:noescape
-func dpps(s *SSE)
+func dpps255(s *SSE)
 
 //go:noescape
-func dppd(s *SSE)
+func dpps113(s *SSE)
 
 //go:noescape
-func haddps(s *SSE)
+func dpps178(s *SSE)
 
 //go:noescape
-func addsubpd(s *SSE)
+func dppd51(s *SSE)
+
+//go:noescape
+func dppd17(s *SSE)
 
 var x87 = map[string]func(*X87){
 	"FADD":     fadd,
@@ -690,8 +699,9 @@ var sse = map[string]func(*SSE){
 	"ROUNDSD14":   roundsd14,
 	"ROUNDSS15":   roundss15,
 	"ROUNDSD15":   roundsd15,
-	"DPPS":        dpps,
-	"DPPD":        dppd,
-	"HADDPS":      haddps,
-	"ADDSUBPD":    addsubpd,
+	"DPPS255":     dpps255,
+	"DPPS113":     dpps113,
+	"DPPS178":     dpps178,
+	"DPPD51":      dppd51,
+	"DPPD17":      dppd17,
 }
