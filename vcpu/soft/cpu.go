@@ -5,6 +5,7 @@ import (
 
 	"github.com/vmkit-go/vmkit/vcpu"
 	"github.com/vmkit-go/vmkit/vcpu/soft/decode"
+	"github.com/vmkit-go/vmkit/vcpu/soft/float"
 )
 
 // The register file that micro-operations name. Beside the general registers it
@@ -190,6 +191,7 @@ type CPU struct {
 	xmm   [16]xmm
 	xmmT  [16]xmm // temporaries within one instruction, see CPU.x
 	mxcsr uint32
+	fm    float.MXCSR // of the instruction that runs, see floatBegin
 	fpu   fpu
 
 	seg  [6]vcpu.Segment // by number; bases are in r too, see setSegment

@@ -276,7 +276,8 @@ func TestVectorHardware(t *testing.T) {
 	for m := decode.Map0F; m <= decode.Map0F3A; m++ {
 		for pp := ppNone; pp <= ppF2; pp++ {
 			for op := range 256 {
-				if vectors[m-decode.Map0F][pp][op].lower == nil {
+				approximate := m == decode.Map0F && (op == 0x52 || op == 0x53) // RSQRT, RCP: see package float
+				if vectors[m-decode.Map0F][pp][op].lower == nil || approximate {
 					continue
 				}
 				t.Run(fmt.Sprintf("%d-%d-%02x", m, pp, op), func(t *testing.T) {

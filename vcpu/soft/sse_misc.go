@@ -13,9 +13,9 @@ import (
 // registerSSE enters the instructions of SSE and MMX.
 func registerSSE() {
 	registerVectors(decode.Map0F, join(vectorMoves, packedOps(vectorInts[:]), vectorLogic,
-		vectorShuffles, vectorShifts, mmxMoves))
+		vectorShuffles, vectorShifts, mmxMoves, vectorFloats, vectorConversions))
 	registerVectors(decode.Map0F38, join(packedOps(vectorInts38[:]), vectorInts41, vectorShuffles38, vectorCrypto38))
-	registerVectors(decode.Map0F3A, join(vectorShuffles3A, vectorStrings, vectorCrypto3A))
+	registerVectors(decode.Map0F3A, join(vectorShuffles3A, vectorStrings, vectorCrypto3A, vectorFloats3A))
 	for op := 0x18; op <= 0x1f; op++ {
 		also(&lower0F[op], lowerNop) // PREFETCHh; the rest are NOPs
 	}
