@@ -5,6 +5,7 @@ import (
 
 	"github.com/vmkit-go/vmkit/vcpu"
 	"github.com/vmkit-go/vmkit/vcpu/soft/decode"
+	"github.com/vmkit-go/vmkit/vcpu/soft/float"
 )
 
 // The register file that micro-operations name. Beside the general registers it
@@ -188,7 +189,9 @@ type CPU struct {
 	exc   exception
 
 	xmm   [16]xmm
+	xmmT  [16]xmm // temporaries within one instruction, see CPU.x
 	mxcsr uint32
+	fm    float.MXCSR // of the instruction that runs, see floatBegin
 	fpu   fpu
 
 	seg  [6]vcpu.Segment // by number; bases are in r too, see setSegment
@@ -233,6 +236,12 @@ type CPU struct {
 	lower   lowerer
 	space   space // of the guest's own accesses, see memory_unsafe.go
 	step    bool  // SetSingleStep
+	yield   bool  // PAUSE: another CPU should have the turn
+	// asker is the micro-operation that asks something of the machine, whose time is then
+	// that of its instruction.
+	asker *uop
+
+	system
 }
 
 // maxTail is more micro-operations than an instruction has.
