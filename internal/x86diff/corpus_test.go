@@ -12,6 +12,8 @@ import (
 
 var (
 	coverage   = flag.Bool("coverage", false, "print the table of forms")
+	seed       = flag.Uint64("seed", 1, "of the random cases that TestSoft compares")
+	cases      = flag.Int("cases", 20_000, "how many")
 	regenerate = flag.Bool("regenerate", false, "capture the corpus anew, from this host's processor")
 )
 

@@ -15,6 +15,7 @@ type Engine struct {
 	*guest
 	eng   vcpu.Engine
 	cpu   vcpu.CPU
+	run   vcpu.CPU // runs cpu: itself, or what takes turns
 	start vcpu.State
 	fx    [576]byte
 }
@@ -38,8 +39,14 @@ func NewEngine(newEngine func(mem *memory.Memory) (vcpu.Engine, error)) (_ *Engi
 	if e.eng, err = newEngine(mem); err != nil {
 		return nil, err
 	}
-	e.cpu, err = e.eng.NewCPU(0)
-	return e, err
+	if e.cpu, err = e.eng.NewCPU(0); err != nil {
+		return nil, err
+	}
+	e.run = e.cpu
+	if t, ok := e.eng.(vcpu.Turns); ok {
+		e.run = t.Runner()
+	}
+	return e, nil
 }
 
 // Close releases the machine.
@@ -74,13 +81,13 @@ func (e *Engine) Run(c *Case, out *Outcome) error {
 		return err
 	}
 	var exit vcpu.Exit
-	watchdog := time.AfterFunc(caseTime, e.cpu.Kick)
-	runErr := e.cpu.Run(&exit)
+	watchdog := time.AfterFunc(caseTime, e.run.Kick)
+	runErr := e.run.Run(&exit)
 	if !watchdog.Stop() && runErr == nil && exit.Reason != vcpu.ExitKick {
 		// The kick comes to the next Run: take it.
 		var kick vcpu.Exit
-		e.cpu.Kick()
-		if err := e.cpu.Run(&kick); err != nil {
+		e.run.Kick()
+		if err := e.run.Run(&kick); err != nil {
 			return err
 		}
 	}
