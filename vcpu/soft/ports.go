@@ -31,14 +31,14 @@ func (c *CPU) checkPort(port uint16, size uint8) stop {
 
 // readPort and writePort access a port for the guest.
 func (c *CPU) readPort(port uint16, size uint8) (uint64, stop) {
-	if v, ok := c.e.portIn(c, port, size); ok {
+	if v, ok := c.e.portIn(port, size); ok {
 		return v, next
 	}
 	return c.askDevice(deviceAccess{port: true, size: size, addr: uint64(port)})
 }
 
 func (c *CPU) writePort(port uint16, size uint8, v uint64) stop {
-	if c.e.portOut(c, port, size, v) {
+	if c.e.portOut(port, size, v) {
 		return leave
 	}
 	return c.post(deviceAccess{port: true, write: true, size: size, addr: uint64(port), value: v})
@@ -63,6 +63,7 @@ func lowerPort(l *lowerer) bool {
 }
 
 func (c *CPU) in(u *uop) stop {
+	c.asker = u
 	port := uint16(c.r[u.s&31] + u.imm)
 	if s := c.checkPort(port, u.size); s != next {
 		return s
@@ -82,6 +83,7 @@ func (c *CPU) in(u *uop) stop {
 }
 
 func (c *CPU) out(u *uop) stop {
+	c.asker = u
 	port := uint16(c.r[u.s&31] + u.imm)
 	if s := c.checkPort(port, u.size); s != next {
 		return s
@@ -116,6 +118,7 @@ func lowerPortString(l *lowerer) bool {
 }
 
 func (c *CPU) ins(u *uop) stop {
+	c.asker = u
 	if c.repeatOver(u) {
 		return done
 	}
@@ -142,6 +145,7 @@ func (c *CPU) ins(u *uop) stop {
 }
 
 func (c *CPU) outs(u *uop) stop {
+	c.asker = u
 	if c.repeatOver(u) {
 		return done
 	}
@@ -196,25 +200,13 @@ func (c *CPU) repeated(u *uop, index uint8) stop {
 	if c.flags&flagDF != 0 {
 		step = -step
 	}
-	c.advance(index, step, u.cc)
+	c.set(index, u.cc, c.r[index&31]+step)
 	c.rip = c.nextRIP(u)
 	if u.d != 0 {
-		c.advance(regRCX, ^uint64(0), u.cc)
+		c.set(regRCX, u.cc, c.r[regRCX]-1)
 		if c.r[regRCX]&maskOf(u.cc) != 0 {
 			c.rip = c.here(u)
 		}
 	}
 	return event
-}
-
-// advance adds to a register of an address size.
-func (c *CPU) advance(reg uint8, by uint64, size uint8) {
-	v := c.r[reg&31] + by
-	switch size {
-	case 2:
-		v = c.r[reg&31]&^0xffff | v&0xffff
-	case 4:
-		v = uint64(uint32(v))
-	}
-	c.r[reg&31] = v
 }

@@ -11,8 +11,8 @@ func (c *CPU) reset() {
 	c.fpu.reset()
 	c.msr.reset()
 	c.xcr0 = 1
-	c.tscOffset = -c.e.tscAt(0)
-	c.apicBase = s.Control.APICBase
+	c.tscOffset, c.tscRate = 0, 0
+	c.updateAPICPage()
 	c.wait = s.MP
 	c.nmiPending, c.nmiMasked = 0, false
 	c.setInit(&s)
@@ -26,14 +26,14 @@ func (c *CPU) init() {
 	c.setInit(&s)
 	c.nmiPending, c.nmiMasked = 0, false
 	c.wait = vcpu.MPRunning
-	if c.apicBase&vcpu.APICBaseBSP == 0 {
+	if c.e.chips.LAPIC(c.id).Base()&vcpu.APICBaseBSP == 0 {
 		c.wait = vcpu.MPInit
 	}
 }
 
 // sipi is a start-up interrupt: it begins to run at page vector.
 func (c *CPU) sipi(vector uint8) {
-	if c.wait != vcpu.MPInit {
+	if c.wait != vcpu.MPInit && c.wait != vcpu.MPSIPI {
 		return
 	}
 	c.wait = vcpu.MPRunning
@@ -55,7 +55,6 @@ func (c *CPU) setInit(s *vcpu.State) {
 	c.setSegments(&s.Segments)
 	c.gdtr, c.idtr = s.GDT, s.IDT
 	c.cr0, c.cr2, c.cr3, c.cr4 = s.Control.CR0, 0, 0, 0
-	c.cr8 = 0
 	c.efer = 0
 	c.pdpt = [4]uint64{}
 	c.dr, c.dr6, c.dr7 = s.Debug.DR, s.Debug.DR6, s.Debug.DR7

@@ -12,10 +12,10 @@ type system struct {
 	eferValid uint64
 
 	tscOffset  uint64 // IA32_TSC less the machine's clock
-	apicBase   uint64
-	cr8        uint8
+	apicPage   uint64 // where the local APIC has its registers, or noPage
 	nmiPending uint8
-	yield      bool            // PAUSE: another CPU may take its turn
+	sipiVector uint8           // with wait == vcpu.MPSIPI
+	tscRate    uint64          // the TSC's frequency if it is not TSCHz, or 0
 	delivering bool            // an event is being delivered
 	stepping   bool            // TF was set before the instruction
 	hits       uint64          // breakpoints that the instruction hit
