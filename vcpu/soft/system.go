@@ -16,6 +16,7 @@ type system struct {
 	nmiPending uint8
 	sipiVector uint8           // with wait == vcpu.MPSIPI
 	tscRate    uint64          // the TSC's frequency if it is not TSCHz, or 0
+	aligned    bool            // misaligned accesses raise #AC
 	delivering bool            // an event is being delivered
 	stepping   bool            // TF was set before the instruction
 	hits       uint64          // breakpoints that the instruction hit
