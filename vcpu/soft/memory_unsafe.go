@@ -59,6 +59,9 @@ func (c *CPU) hostW(lin, low uint64) unsafe.Pointer {
 // read reads size bytes (1, 2, 4 or 8) at a linear address for u.
 func (c *CPU) read(u *uop, lin uint64, size uint8) (uint64, stop) {
 	c.asker = u
+	if c.aligned && lin&uint64(size-1) != 0 {
+		return 0, c.raiseCode(excAC, 0)
+	}
 	return c.readIn(c.space, u.ss, lin, size)
 }
 
@@ -102,6 +105,9 @@ func (c *CPU) readAcross(sp space, ss bool, lin uint64, size uint8) (uint64, sto
 // is done and the block must end after the instruction.
 func (c *CPU) write(u *uop, lin uint64, size uint8, v uint64) stop {
 	c.asker = u
+	if c.aligned && lin&uint64(size-1) != 0 {
+		return c.raiseCode(excAC, 0)
+	}
 	return c.writeIn(c.space, u.ss, lin, size, v)
 }
 
