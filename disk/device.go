@@ -73,7 +73,8 @@ type Config struct {
 // What the backend answers at once is answered on the queue's own goroutine;
 // the rest waits on a bounded number of workers. Data moves straight between
 // guest memory and the backend, except where the machine records its input:
-// then what was read passes through the inbox.
+// then what was read passes through the inbox. Where the machine wants work done
+// promptly there are no workers: the notification carries requests out, in order.
 //
 // A request that the backend fails is answered with IOERR, logged at most once
 // a second, and harms no other, unless Config.Hold makes the guest wait where
@@ -113,6 +114,7 @@ var _ virtio.Device = (*Device)(nil)
 type session struct {
 	epoch    uint16 // counts activations, to tell stale events
 	direct   bool   // the backend may write to guest memory
+	prompt   bool   // requests are carried out where they are notified
 	features uint64 // negotiated
 	queues   []*queue
 }
@@ -229,7 +231,9 @@ func (d *Device) Activate(features uint64, queues []*virtio.Queue) error {
 		d.writeback.Store(false)
 	}
 	d.epoch++
-	s := &session{epoch: d.epoch, direct: d.port.Direct(), features: features, queues: make([]*queue, len(queues))}
+	s := &session{epoch: d.epoch, features: features, queues: make([]*queue, len(queues))}
+	s.prompt = d.port.Prompt()
+	s.direct = s.prompt || d.port.Direct() // the guest waits, so it sees nothing early
 	for i, q := range queues {
 		if q != nil {
 			s.queues[i] = newQueue(d, s, i, q)

@@ -30,6 +30,7 @@ const (
 type inbox struct {
 	direct bool
 	hold   bool
+	prompt bool
 
 	mu   sync.Mutex
 	r    device.Receiver
@@ -50,6 +51,8 @@ func (i *inbox) Open(name string, r device.Receiver) (device.Port, error) {
 }
 
 func (i *inbox) Direct() bool { return i.direct }
+
+func (i *inbox) Prompt() bool { return i.prompt }
 
 func (i *inbox) Sample(p []byte, read func([]byte) error) error { return read(p) }
 

@@ -58,8 +58,11 @@ func (d *Device) Held() int {
 // there is reason to hope, at any time. On a paused device it does nothing,
 // since Resume does the same.
 func (d *Device) Retry() {
-	d.hold.mu.Lock()
-	defer d.hold.mu.Unlock()
+	if d.port != nil && d.port.Prompt() {
+		// It touches guest memory, so it has to wait for its turn.
+		d.port.Post(uint64(tagRetry)<<tagQueue, nil)
+		return
+	}
 	d.hold.retry()
 }
 
@@ -93,23 +96,27 @@ func (h *hold) resume() {
 	h.mu.Lock()
 	fail := h.fail
 	h.fail = false
-	if !fail {
-		h.retry()
-	}
 	h.mu.Unlock()
 	if fail {
 		h.d.Fail()
+	} else {
+		h.retry()
 	}
 }
 
-// retry is called with mu held.
+// retry starts all held requests again, unless the device is paused.
 func (h *hold) retry() {
+	h.mu.Lock()
 	if !h.open {
+		h.mu.Unlock()
 		return
 	}
 	h.told = false
-	for _, r := range h.take() {
-		h.d.pool.submit(r)
+	held := h.take()
+	h.mu.Unlock()
+	// They count as a worker's now, so that a pause or a reset waits for them.
+	for _, r := range held {
+		h.d.start(r)
 	}
 }
 

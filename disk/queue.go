@@ -94,7 +94,7 @@ func (q *queue) serve() (n int64) {
 	n = r.n
 	var status byte
 	done := false
-	if r.kind != reqIn || n < parallelBytes || r.early != todo || !q.q.Pending() {
+	if q.s.prompt || r.kind != reqIn || n < parallelBytes || r.early != todo || !q.q.Pending() {
 		status, done = q.d.try(r)
 	}
 	r.ended = done
@@ -118,7 +118,7 @@ func (q *queue) serve() (n int64) {
 		q.d.port.Post(tag, nil)
 		return n
 	}
-	q.d.pool.submit(r)
+	q.d.start(r)
 	return 0
 }
 
@@ -268,7 +268,8 @@ const (
 	tagMore       = 1 << 8 // part of a read; more follows
 	tagHead       = 16     // 16 bits: descriptor head
 	tagQueue      = 32     // 16 bits: queue, or
-	tagCapacity   = 0xffff // a change of capacity
+	tagCapacity   = 0xffff // a change of capacity, or
+	tagRetry      = 0xfffe // on a prompt machine, a Retry
 	tagEpoch      = 48     // 16 bits: activation
 	capacityBytes = 8      // length of a capacity event
 )

@@ -264,6 +264,15 @@ func (d *Device) outcome(r *request, err error) byte {
 	return statusIOErr
 }
 
+// start has r carried out: by a worker, or on a prompt machine here and now.
+func (d *Device) start(r *request) {
+	if !r.q.s.prompt {
+		d.pool.submit(r)
+		return
+	}
+	d.execute(r, nil) // direct: it needs no buffer
+}
+
 // execute carries r out on a worker, whose buffer bounce points to. A request
 // that was held is carried out once more, as a whole.
 func (d *Device) execute(r *request, bounce *[]byte) {
@@ -331,6 +340,10 @@ func (d *Device) postCapacity(sectors uint64) {
 // ended are dropped; others that fit nothing come from a damaged tape.
 func (d *Device) Deliver(tag uint64, data []byte) {
 	index := int(tag >> tagQueue & 0xffff)
+	if index == tagRetry {
+		d.hold.retry()
+		return
+	}
 	if index == tagCapacity {
 		if len(data) == capacityBytes {
 			d.capacity.Store(binary.LittleEndian.Uint64(data))

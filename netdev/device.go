@@ -380,6 +380,9 @@ func (d *Device) configure() error {
 // start runs the queue pairs from to to-1.
 func (d *Device) start(from, to int) {
 	d.direct.Store(d.port.Direct())
+	if from == 0 && d.port.Prompt() {
+		d.announceLoaded() // when the receiver gets to it would depend on the host
+	}
 	for _, p := range d.pairs[from:to] {
 		p.start()
 	}

@@ -21,6 +21,7 @@ import (
 // until release.
 type inbox struct {
 	direct bool
+	prompt bool
 	hold   atomic.Bool
 
 	mu   sync.Mutex
@@ -67,6 +68,7 @@ func (b *inbox) release() int {
 
 func (b *inbox) Sample(p []byte, read func([]byte) error) error { return read(p) }
 func (b *inbox) Direct() bool                                   { return b.direct }
+func (b *inbox) Prompt() bool                                   { return b.prompt }
 
 const (
 	ringBase = 0x1000

@@ -42,6 +42,8 @@ type recordingPort struct{ device.Port }
 
 func (recordingPort) Direct() bool { return false }
 
+func (recordingPort) Prompt() bool { return false }
+
 func testHostile(t *testing.T, record bool) {
 	var mu sync.Mutex
 	var peers []Endpoint

@@ -1,38 +1,74 @@
 package vm
 
 import (
-	"fmt"
+	"encoding/binary"
+	"time"
 
-	"github.com/vmkit-go/vmkit/memory"
+	"github.com/vmkit-go/vmkit/internal/chip"
+	"github.com/vmkit-go/vmkit/internal/inbox"
 	"github.com/vmkit-go/vmkit/vcpu"
-	"github.com/vmkit-go/vmkit/vcpu/kvmcpu"
 	"github.com/vmkit-go/vmkit/vm/boot"
 )
 
-// newEngine is the one place that decides what runs the CPUs.
-// With cpuid the guest sees exactly that, otherwise cfg.Model.
-func newEngine(mem *memory.Memory, cfg Config, cpuid vcpu.CPUID) (vcpu.Engine, error) {
-	switch cfg.Engine {
-	case "", "kvm":
-		e, err := kvmcpu.New(mem, kvmcpu.Config{CPUs: cfg.CPUs, Model: cfg.Model, CPUID: cpuid})
-		if err != nil {
-			return nil, err // not e: a nil *Engine is no nil Engine
-		}
-		return e, nil
+// addEngine makes the engine, and the inbox and the clock that go with it: its
+// own where its CPUs take turns, else the host's.
+func (m *Machine) addEngine(cpuid vcpu.CPUID) (err error) {
+	if m.engine, m.engineName, err = newEngine(m.mem, m.cfg, cpuid); err != nil {
+		return err
 	}
-	return nil, fmt.Errorf("unknown engine %q: this build has kvm", cfg.Engine)
+	turns, ok := m.engine.(vcpu.Turns)
+	if !ok {
+		m.inbox, m.clock, m.start = inbox.New(), chip.HostClock(), m.cfg.StartTime
+		return nil
+	}
+	m.runner = turns.Runner()
+	m.turns = inbox.NewTurns(turns.Interject)
+	m.inbox, m.clock = m.turns, turns.Clock()
+	if m.start = m.cfg.StartTime; !m.start.IsZero() {
+		return nil
+	}
+	// Where time passes with the instructions, it is asked for once.
+	port, err := m.inbox.Open("start", nil)
+	if err != nil {
+		return err
+	}
+	var b [8]byte
+	err = port.Sample(b[:], func(p []byte) error {
+		binary.LittleEndian.PutUint64(p, uint64(time.Now().UnixNano()))
+		return nil
+	})
+	m.start = time.Unix(0, int64(binary.LittleEndian.Uint64(b[:])))
+	return err
 }
 
-// addCPUs makes the CPUs with a loop each.
+// addCPUs makes the CPUs, with a loop each, or one for all where they take
+// turns.
 func (m *Machine) addCPUs() error {
+	serve := vcpu.LoopConfig{Ports: &m.ports, Memory: &m.mmio}
 	for i := range m.cfg.CPUs {
 		cpu, err := m.engine.NewCPU(i)
 		if err != nil {
 			return err
 		}
-		m.loops = append(m.loops, vcpu.NewLoop(cpu, vcpu.LoopConfig{Ports: &m.ports, Memory: &m.mmio}))
+		m.cpus = append(m.cpus, cpu)
+		if m.runner == nil {
+			m.loops = append(m.loops, vcpu.NewLoop(cpu, serve))
+		}
+	}
+	if m.runner != nil {
+		m.loops = append(m.loops, vcpu.NewLoop(m.runner, serve))
 	}
 	return nil
+}
+
+// onCPU calls f with CPU i, which is out of the guest with its last access
+// complete.
+func (m *Machine) onCPU(i int, f func(vcpu.CPU) error) error {
+	l := m.loops[0]
+	if m.runner == nil {
+		l = m.loops[i]
+	}
+	return l.Do(func(vcpu.CPU) error { return f(m.cpus[i]) })
 }
 
 // load starts to load the first program into the machine's memory. The
@@ -54,6 +90,6 @@ func (m *Machine) load(l boot.Loader) (enter func(complete bool) error) {
 			return r.err
 		}
 		state := r.entry.State()
-		return m.loops[0].Do(func(c vcpu.CPU) error { return c.SetState(&state) })
+		return m.onCPU(0, func(c vcpu.CPU) error { return c.SetState(&state) })
 	}
 }

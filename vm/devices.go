@@ -13,6 +13,7 @@ import (
 type transport interface {
 	device.Stateful
 	pauser
+	Yield()
 	Close() error
 }
 

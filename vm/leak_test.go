@@ -105,6 +105,9 @@ func TestNewFails(t *testing.T) {
 				if cfg.Memory == 0 {
 					cfg.Memory = size
 				}
+				if cfg.Engine == "" {
+					cfg.Engine = vm.EngineKVM
+				}
 				var devices []*stageDevice
 				for i := range tt.devs {
 					rng, err := virtio.NewRNG(virtio.RNGConfig{})

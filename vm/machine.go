@@ -23,6 +23,7 @@ import (
 	"io"
 	"log/slog"
 	"sync"
+	"time"
 
 	"github.com/vmkit-go/vmkit/internal/inbox"
 	"github.com/vmkit-go/vmkit/internal/pci"
@@ -75,9 +76,17 @@ type Config struct {
 	HugePages bool
 	// Model is the CPU model the guest sees. Default: the host's.
 	Model vcpu.Model
-	// Engine names the engine that runs the CPUs: "kvm", or "" for the best
-	// that the host can give.
+	// Engine names the engine that runs the CPUs: EngineKVM, EngineSoft, or
+	// EngineAuto, which is the default.
 	Engine string
+	// StartTime is the time of day that the guest finds when the machine is
+	// made, or loaded, for runs that are to repeat themselves. Default: the
+	// host's.
+	StartTime time.Time
+	// RealTime makes the soft engine keep pace with the host's clock, as a
+	// guest wants whose user is a person. Otherwise a guest that waits for a
+	// timer has its time go on at once. On KVM time is real always.
+	RealTime bool
 	// Boot puts the first program into memory. New needs it, Load ignores it.
 	Boot boot.Loader
 	// Devices are attached in order. The machine owns and closes them, also
@@ -88,6 +97,9 @@ type Config struct {
 	Serial    Serial
 	// Log receives what an operator should know. Default: nothing.
 	Log *slog.Logger
+
+	// engine, if not nil, makes the engine: for tests of this package.
+	engine func(*memory.Memory, Config, vcpu.CPUID) (vcpu.Engine, error)
 }
 
 // validate fills in defaults and refuses what no machine can be.
@@ -126,16 +138,24 @@ type Machine struct {
 	log     *slog.Logger
 	mem     *memory.Memory
 	engine  vcpu.Engine
-	inbox   *inbox.Inbox
+	inbox   device.Inbox
+	clock   device.Clock
+	start   time.Time // the time of day when clock was zero, or zero: the host's
 	ports   device.Bus
 	mmio    device.Bus
 	pci     *pci.Bus
 	parts   []part // everything that is saved, in order
 	slots   []slot // the virtio devices
-	loops   []*vcpu.Loop
+	cpus    []vcpu.CPU
+	loops   []*vcpu.Loop // one for each CPU, or one for runner
 	closers []io.Closer
 	serial  *serial.UART
 	power   func() // presses the power button
+
+	engineName string
+	// Where the engine's CPUs take turns: what runs them all, and the inbox.
+	runner vcpu.CPU
+	turns  *inbox.Turns
 
 	// mu orders Run, Pause, Resume, Save and Close.
 	mu      sync.Mutex
@@ -177,7 +197,7 @@ func New(cfg Config) (*Machine, error) {
 // that is nil. The devices belong to it from here on: after an error they are
 // closed.
 func build(cfg Config, cpuid vcpu.CPUID, boot boot.Loader) (_ *Machine, err error) {
-	m := &Machine{done: make(chan struct{}), inbox: inbox.New()}
+	m := &Machine{done: make(chan struct{})}
 	m.life, m.kill = context.WithCancel(context.Background())
 	defer func() {
 		if err != nil {
@@ -203,7 +223,7 @@ func build(cfg Config, cpuid vcpu.CPUID, boot boot.Loader) (_ *Machine, err erro
 			}
 		}()
 	}
-	if m.engine, err = newEngine(m.mem, cfg, cpuid); err != nil {
+	if err := m.addEngine(cpuid); err != nil {
 		return nil, err
 	}
 	if err := m.addPlatform(); err != nil {
@@ -250,21 +270,22 @@ func (m *Machine) Close() (err error) {
 	m.closed = true
 	// CPUs first: after that no one calls into a device but its own goroutines.
 	m.kill()
-	if m.serial != nil {
-		m.serial.Pause()
-	}
+	m.yield()
 	for _, l := range m.loops {
 		l.Stop()
 	}
 	m.serving.Wait()
+	if m.turns != nil {
+		m.turns.Pause() // the engine delivers no more
+	}
 	for _, s := range m.slots {
 		err = errors.Join(err, s.transport.Close())
 	}
 	for _, c := range m.closers {
 		err = errors.Join(err, c.Close())
 	}
-	for _, l := range m.loops {
-		err = errors.Join(err, l.CPU().Close())
+	for _, c := range m.cpus {
+		err = errors.Join(err, c.Close())
 	}
 	if m.engine != nil {
 		err = errors.Join(err, m.engine.Close())

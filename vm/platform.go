@@ -24,7 +24,7 @@ type pauser interface {
 // port bus.
 func (m *Machine) addPlatform() error {
 	pm, err := acpipm.New(acpipm.Config{
-		Inbox: m.inbox, Line: m.engine.Line(platform.GSISCI), Log: m.log,
+		Inbox: m.inbox, Line: m.engine.Line(platform.GSISCI), Clock: m.clock, Log: m.log,
 		OnPowerOff: func() { m.finish(errPowerOff) },
 		OnReset:    func() { m.finish(ErrReset) },
 	})
@@ -44,7 +44,9 @@ func (m *Machine) addPlatform() error {
 	if m.cfg.Serial.In != nil {
 		go m.typeInto(com)
 	}
-	clock, err := rtc.New(rtc.Config{Inbox: m.inbox, Line: m.engine.Line(platform.GSIRTC), Log: m.log})
+	clock, err := rtc.New(rtc.Config{
+		Inbox: m.inbox, Line: m.engine.Line(platform.GSIRTC), Clock: m.clock, Start: m.start, Log: m.log,
+	})
 	if err != nil {
 		return err
 	}

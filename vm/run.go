@@ -41,7 +41,24 @@ func (m *Machine) finish(err error) {
 	m.endOnce.Do(func() {
 		m.end = err
 		close(m.done)
+		if m.runner == nil {
+			return // Run stops it
+		}
+		for _, l := range m.loops {
+			l.Stop() // at once: how soon Run notices depends on the host
+		}
 	})
+}
+
+// yield lets CPUs go on that wait for somebody outside to take what they sent,
+// so that they can be stopped.
+func (m *Machine) yield() {
+	if m.serial != nil {
+		m.serial.Pause()
+	}
+	for _, s := range m.slots {
+		s.transport.Yield()
+	}
 }
 
 // Run runs the guest until it ends or ctx is done. It returns nil after a
@@ -126,8 +143,11 @@ func (m *Machine) pauseLocked() (wasRunning bool) {
 	if m.state != stateRunning {
 		return false
 	}
-	m.serial.Pause() // it may hold up a CPU, for want of somebody to read
+	m.yield()
 	vcpu.PauseAll(m.loops...)
+	if m.turns != nil {
+		m.turns.Pause()
+	}
 	for _, p := range m.parts {
 		if c, ok := p.dev.(pauser); ok {
 			c.Pause()
@@ -149,6 +169,9 @@ func (m *Machine) resumeLocked() error {
 		if c, ok := p.dev.(pauser); ok {
 			c.Resume()
 		}
+	}
+	if m.turns != nil {
+		m.turns.Run()
 	}
 	if !m.started {
 		m.started = true
@@ -186,8 +209,9 @@ func (m *Machine) serve(l *vcpu.Loop) {
 }
 
 // Threads is how many of the machine's goroutines spend their time in system
-// calls: one for each CPU, which is in the guest, and one for each virtqueue,
-// which waits for its doorbell.
+// calls. On KVM it is one for each CPU, which is in the guest, and one for each
+// virtqueue, which waits for its doorbell. Where the CPUs take turns there are
+// none: one goroutine runs them, and there are no doorbells.
 //
 // Each of them occupies one of the Go scheduler's processors until the runtime
 // notices, up to 10 ms later, and on a host with few CPUs that delays disks and
@@ -198,6 +222,9 @@ func (m *Machine) serve(l *vcpu.Loop) {
 // with the sum for all its machines. The package leaves that to the program,
 // because GOMAXPROCS belongs to the process.
 func (m *Machine) Threads() int {
+	if m.runner != nil {
+		return 0
+	}
 	n := len(m.loops)
 	for _, d := range m.cfg.Devices {
 		n += len(d.QueueSizes())

@@ -114,9 +114,9 @@ func (m *Machine) save(w io.Writer) error {
 	if err := writeSection(rw, "chips", chipStateVersion, chips); err != nil {
 		return err
 	}
-	for i, l := range m.loops {
+	for i := range m.cpus {
 		var s vcpu.State
-		if err := l.Do(func(c vcpu.CPU) error { return c.State(&s) }); err != nil {
+		if err := m.onCPU(i, func(c vcpu.CPU) error { return c.State(&s) }); err != nil {
 			return fmt.Errorf("cpu%d: %w", i, err)
 		}
 		if err := writeSection(rw, fmt.Sprintf("cpu%d", i), cpuStateVersion, &s); err != nil {
@@ -338,7 +338,7 @@ func (m *Machine) loadSections(sections map[string]device.State) error {
 		delete(sections, name)
 		return s, nil
 	}
-	for i, l := range m.loops {
+	for i := range m.cpus {
 		name := fmt.Sprintf("cpu%d", i)
 		s, err := take(name)
 		if err != nil {
@@ -351,7 +351,7 @@ func (m *Machine) loadSections(sections map[string]device.State) error {
 		if err := st.Validate(); err != nil {
 			return fmt.Errorf("%w: %s: %w", ErrBadState, name, err)
 		}
-		if err := l.Do(func(c vcpu.CPU) error { return c.SetState(&st) }); err != nil {
+		if err := m.onCPU(i, func(c vcpu.CPU) error { return c.SetState(&st) }); err != nil {
 			return fmt.Errorf("%w: %s: %w", ErrBadState, name, err)
 		}
 	}

@@ -39,7 +39,7 @@ func (o *options) needsNested() (bool, error) {
 	case errors.Is(err, os.ErrPermission):
 		return false, fmt.Errorf("%w (join the group that owns the device, or use -nested always)", err)
 	case err == nil:
-		err = fmt.Errorf("KVM cannot run a kernel here: %s", r.Reasons[0])
+		err = fmt.Errorf("KVM cannot run a kernel here: %s", r.Reason)
 	default:
 		err = fmt.Errorf("no KVM on this host: %w", err)
 	}

@@ -79,9 +79,8 @@ type Config struct {
 	// Line is the system control interrupt (level-triggered). Nil leaves it
 	// unconnected.
 	Line device.Line
-	// Now is a clock in nanoseconds that never goes back; nil means the
-	// host's monotonic one.
-	Now func() int64
+	// Clock drives the timer; nil means the host's.
+	Clock device.Clock
 	// OnPowerOff is called when the guest enters S5, OnReset when it writes
 	// the reset register: on the CPU's goroutine, possibly many times; they
 	// must not block. They may be nil.
@@ -94,10 +93,10 @@ type Config struct {
 type Chip struct {
 	cfg   Config
 	port  device.Port
-	timer *chip.Timer
+	timer device.Timer
 
 	mu     sync.Mutex
-	clock  *chip.Clock
+	clock  *chip.Sampler
 	sci    *chip.Pin
 	state  state
 	base   uint64 // the timer's count ...
@@ -137,18 +136,15 @@ func New(cfg Config) (*Chip, error) {
 	if cfg.Name == "" {
 		cfg.Name = "acpipm"
 	}
-	if cfg.Now == nil {
-		start := time.Now()
-		cfg.Now = func() int64 { return int64(time.Since(start)) }
-	}
+	cfg.Clock = chip.OrHost(cfg.Clock)
 	c := &Chip{cfg: cfg, sci: chip.NewPin(cfg.Name, cfg.Line, cfg.Log)}
 	port, err := cfg.Inbox.Open(cfg.Name, c)
 	if err != nil {
 		return nil, fmt.Errorf("acpipm: %w", err)
 	}
 	c.port = port
-	c.clock = chip.NewClock(port, cfg.Now)
-	c.timer = chip.NewTimer(func() { port.Post(tagTimer, nil) })
+	c.clock = chip.NewSampler(port, cfg.Clock.Now)
+	c.timer = cfg.Clock.NewTimer(func() { port.Post(tagTimer, nil) })
 	c.rebase()
 	return c, nil
 }
@@ -206,7 +202,7 @@ func (c *Chip) rebase() {
 	c.base, c.ref = c.state.Ticks, c.clock.Now()
 }
 
-// update drives the interrupt and sets the host timer if the guest waits for
+// update drives the interrupt and sets the clock's timer if the guest waits for
 // the timer's bit.
 func (c *Chip) update() {
 	s := &c.state
@@ -302,7 +298,7 @@ func (c *Chip) write(off uint64, p []byte) (powerOff, reset bool) {
 	return powerOff, reset
 }
 
-// Pause stops the host timer. Resume starts it again; the timer of the guest
+// Pause stops the clock's timer. Resume starts it again; the timer of the guest
 // has not moved in between.
 func (c *Chip) Pause() {
 	c.mu.Lock()
@@ -327,7 +323,7 @@ func (c *Chip) Resume() {
 	c.update()
 }
 
-// Close stops the host timer for good.
+// Close stops the clock's timer for good.
 func (c *Chip) Close() error {
 	c.timer.Close()
 	return nil

@@ -18,9 +18,9 @@ type bench struct {
 
 func newBench(t testing.TB) *bench {
 	t.Helper()
-	b := &bench{clock: chiptest.NewClock(time.Unix(1, 0))}
+	b := &bench{clock: chiptest.NewClock()}
 	c, err := New(Config{
-		Inbox: inbox.New(), Line: &b.line, Now: b.clock.Nanoseconds,
+		Inbox: inbox.New(), Line: &b.line, Clock: b.clock,
 		OnPowerOff: func() { b.offs++ }, OnReset: func() { b.resets++ },
 	})
 	if err != nil {

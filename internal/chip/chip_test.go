@@ -18,6 +18,7 @@ type tape struct{ values []byte }
 
 func (p *tape) Post(uint64, []byte) {}
 func (p *tape) Direct() bool        { return false }
+func (p *tape) Prompt() bool        { return false }
 func (p *tape) Sample(b []byte, _ func([]byte) error) error {
 	if len(p.values) == 0 {
 		return errors.New("the tape has ended")
@@ -27,8 +28,8 @@ func (p *tape) Sample(b []byte, _ func([]byte) error) error {
 	return nil
 }
 
-func TestClockReadsThroughThePort(t *testing.T) {
-	c := chip.NewClock(&tape{[]byte{7, 9}}, func() int64 { t.Error("the host's clock was read"); return 0 })
+func TestSamplerReadsThroughThePort(t *testing.T) {
+	c := chip.NewSampler(&tape{[]byte{7, 9}}, func() int64 { t.Error("the host's clock was read"); return 0 })
 	for i, want := range []int64{7, 9, 9} { // the last time told, once the tape has ended
 		if got := c.Now(); got != want {
 			t.Errorf("reading %d: %d, want %d", i, got, want)
@@ -38,7 +39,7 @@ func TestClockReadsThroughThePort(t *testing.T) {
 
 func TestTimer(t *testing.T) {
 	var fired atomic.Int32
-	timer := chip.NewTimer(func() { fired.Add(1) })
+	timer := chip.HostClock().NewTimer(func() { fired.Add(1) })
 	await := func(n int32) {
 		t.Helper()
 		for deadline := time.Now().Add(10 * time.Second); fired.Load() != n; time.Sleep(time.Millisecond) {

@@ -1,10 +1,12 @@
-// Package inbox is the free-running [device.Inbox]: every event is delivered
-// on the goroutine that posts it, at once, and every sample is taken from the
-// host.
+// Package inbox has the two free-running kinds of [device.Inbox]. [Inbox]
+// delivers every event on the goroutine that posts it, at once:
 //
 //	box := inbox.New()
 //	port, err := box.Open("net0", dev)
 //	port.Post(0, frame) // dev.Deliver(0, frame) has returned
+//
+// [Turns] delivers between two instructions of a machine whose CPUs take turns
+// on one goroutine. Both take every sample from the host.
 package inbox
 
 import (
@@ -18,12 +20,32 @@ import (
 // ErrName is wrapped by the error of Open for a name that is empty or taken.
 var ErrName = errors.New("bad inbox port name")
 
+// names are the names of an inbox's ports.
+type names struct {
+	mu    sync.Mutex
+	taken map[string]bool
+}
+
+// take takes a name for good.
+func (n *names) take(name string) error {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if name == "" {
+		return fmt.Errorf("%w: empty", ErrName)
+	}
+	if n.taken[name] {
+		return fmt.Errorf("%w: %q is taken", ErrName, name)
+	}
+	if n.taken == nil {
+		n.taken = make(map[string]bool)
+	}
+	n.taken[name] = true
+	return nil
+}
+
 // Inbox delivers at once. The zero Inbox is ready for use; it must not be
 // copied. Its methods may be called from any goroutine.
-type Inbox struct {
-	mu    sync.Mutex
-	names map[string]bool
-}
+type Inbox struct{ names names }
 
 var _ device.Inbox = (*Inbox)(nil)
 
@@ -33,18 +55,9 @@ func New() *Inbox { return new(Inbox) }
 // Open registers a source. A source that only samples may have no receiver;
 // posting to its port then does nothing. A name is taken for good.
 func (b *Inbox) Open(name string, r device.Receiver) (device.Port, error) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	if name == "" {
-		return nil, fmt.Errorf("%w: empty", ErrName)
+	if err := b.names.take(name); err != nil {
+		return nil, err
 	}
-	if b.names[name] {
-		return nil, fmt.Errorf("%w: %q is taken", ErrName, name)
-	}
-	if b.names == nil {
-		b.names = make(map[string]bool)
-	}
-	b.names[name] = true
 	return &port{r}, nil
 }
 
@@ -59,3 +72,5 @@ func (p *port) Post(tag uint64, data []byte) {
 func (p *port) Sample(b []byte, read func([]byte) error) error { return read(b) }
 
 func (p *port) Direct() bool { return true }
+
+func (p *port) Prompt() bool { return false }

@@ -5,8 +5,9 @@
 //	clock, err := rtc.New(rtc.Config{Inbox: box, Line: irq8})
 //	err = ports.Map(rtc.Base, rtc.Size, clock)
 //
-// The clock shows the host's time in UTC until the guest sets it, and then
-// keeps the difference, also over save and load.
+// The clock shows the time of day, in UTC, of the host or of a clock with a
+// start, until the guest sets it, and then keeps the difference, also over save
+// and load.
 package rtc
 
 import (
@@ -45,18 +46,21 @@ type Config struct {
 	Name string
 	// Line is the interrupt; nil leaves it unconnected.
 	Line device.Line
-	// Now is the host's time; nil means time.Now.
-	Now func() time.Time
+	// Clock is what time passes by; nil means the host's.
+	Clock device.Clock
+	// Start is the time of day when Clock showed zero. If it is zero, the
+	// time of day is the host's, which may be set and then steps.
+	Start time.Time
 	// Log takes errors of Line; nil drops them.
 	Log *slog.Logger
 }
 
 // Chip is the clock. Its methods may be called from any goroutine.
 type Chip struct {
-	timer *chip.Timer
+	timer device.Timer
 
 	mu     sync.Mutex
-	clock  *chip.Clock
+	clock  *chip.Sampler
 	pin    *chip.Pin
 	reg    state
 	paused bool
@@ -68,7 +72,7 @@ var (
 	_ device.Receiver = (*Chip)(nil)
 )
 
-// New returns a clock that shows the host's time, 24 hours in BCD.
+// New returns a clock that shows the time of day, 24 hours in BCD.
 func New(cfg Config) (*Chip, error) {
 	if cfg.Inbox == nil {
 		return nil, errors.New("rtc: Config.Inbox is nil")
@@ -76,17 +80,19 @@ func New(cfg Config) (*Chip, error) {
 	if cfg.Name == "" {
 		cfg.Name = "rtc"
 	}
-	if cfg.Now == nil {
-		cfg.Now = time.Now
+	cfg.Clock = chip.OrHost(cfg.Clock)
+	now := func() int64 { return time.Now().UnixNano() }
+	if !cfg.Start.IsZero() {
+		start := cfg.Start.UnixNano()
+		now = func() int64 { return start + cfg.Clock.Now() }
 	}
-	now := func() int64 { return cfg.Now().UnixNano() }
 	c := &Chip{pin: chip.NewPin(cfg.Name, cfg.Line, cfg.Log)}
 	port, err := cfg.Inbox.Open(cfg.Name, c)
 	if err != nil {
 		return nil, fmt.Errorf("rtc: %w", err)
 	}
-	c.clock = chip.NewClock(port, now)
-	c.timer = chip.NewTimer(func() {
+	c.clock = chip.NewSampler(port, now)
+	c.timer = cfg.Clock.NewTimer(func() {
 		var b [8]byte
 		binary.LittleEndian.PutUint64(b[:], uint64(now()))
 		port.Post(0, b[:])
@@ -95,10 +101,10 @@ func New(cfg Config) (*Chip, error) {
 	return c, nil
 }
 
-// host is the host's time.
+// host is the time of day without what the guest made of it.
 func (c *Chip) host() moment { return fromUnixNano(c.clock.Now()) }
 
-// Deliver takes an event from the inbox: the time at which the host timer
+// Deliver takes an event from the inbox: the time at which the timer
 // went off.
 func (c *Chip) Deliver(_ uint64, data []byte) {
 	c.mu.Lock()
@@ -111,7 +117,7 @@ func (c *Chip) Deliver(_ uint64, data []byte) {
 	c.update(host)
 }
 
-// update drives the interrupt and sets the host timer for the next event that
+// update drives the interrupt and sets the timer for the next event that
 // the guest waits for.
 func (c *Chip) update(host moment) {
 	c.pin.Set(c.reg.pending())
@@ -171,7 +177,7 @@ func (c *Chip) Write(off uint64, p []byte) {
 	}
 }
 
-// Pause stops the host timer, and Resume starts it again. What became due in
+// Pause stops the timer, and Resume starts it again. What became due in
 // between happens in Resume: the clock itself never stands still.
 func (c *Chip) Pause() {
 	c.mu.Lock()
@@ -193,7 +199,7 @@ func (c *Chip) Resume() {
 	c.update(host)
 }
 
-// Close stops the host timer for good.
+// Close stops the timer for good.
 func (c *Chip) Close() error {
 	c.timer.Close()
 	return nil

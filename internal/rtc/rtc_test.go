@@ -19,8 +19,8 @@ var start = time.Date(2026, time.November, 21, 20, 13, 25, 0, time.UTC)
 
 func newBench(t testing.TB, at time.Time) *bench {
 	t.Helper()
-	b := &bench{clock: chiptest.NewClock(at)}
-	c, err := New(Config{Inbox: inbox.New(), Line: &b.line, Now: b.clock.Now})
+	b := &bench{clock: chiptest.NewClock()}
+	c, err := New(Config{Inbox: inbox.New(), Line: &b.line, Clock: b.clock, Start: at})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -443,7 +443,7 @@ func TestProbe(t *testing.T) {
 	r, err := Probe("")
 	must(t, err)
 	t.Log(r)
-	if r.MIPS <= 0 || r.Native != (len(r.Reasons) == 0) || r.Native != kvmtest.Native(t, sys) {
+	if r.MIPS <= 0 || r.Native != (r.Reason == "") || r.Native != kvmtest.Native(t, sys) {
 		t.Errorf("%+v", r)
 	}
 	if _, err := Probe("/nonexistent"); err == nil {

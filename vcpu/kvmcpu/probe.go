@@ -4,7 +4,6 @@ import (
 	"errors"
 	"fmt"
 	"runtime"
-	"strings"
 	"time"
 
 	"github.com/vmkit-go/vmkit/kvm"
@@ -20,8 +19,9 @@ type Report struct {
 	// MIPS is how many million instructions a second a loop at CPL 0 ran:
 	// hundreds or more on a processor, about one under an emulator.
 	MIPS float64
-	// Reasons say in plain words why Native is false.
-	Reasons []string
+	// Reason says in plain words why Native is false: the first thing that
+	// was found.
+	Reason string
 }
 
 // String is one line about the host.
@@ -29,7 +29,7 @@ func (r Report) String() string {
 	if r.Native {
 		return fmt.Sprintf("KVM runs kernel code natively (%.0f million instructions a second)", r.MIPS)
 	}
-	return "KVM cannot run a kernel here: " + strings.Join(r.Reasons, "; ")
+	return "KVM cannot run a kernel here: " + r.Reason
 }
 
 const (
@@ -63,8 +63,8 @@ var probePrograms = []struct {
 
 // Probe finds out whether the KVM at path (/dev/kvm if empty) can run a kernel,
 // by running kernel code: a loop, which it times, and instructions that
-// kernels need. It takes some milliseconds, or up to a few seconds where the
-// answer is no. The error says that there is no KVM to ask; it wraps
+// kernels need, up to the first clear no. It takes some milliseconds, or a tenth
+// of a second where kernel code is emulated. The error says that there is no KVM to ask; it wraps
 // fs.ErrNotExist or fs.ErrPermission where that is the cause.
 func Probe(path string) (Report, error) {
 	if path == "" {
@@ -80,20 +80,23 @@ func Probe(path string) (Report, error) {
 		return Report{}, err
 	}
 	defer mem.Close()
-	var r Report
 	speed, err := sys.KernelSpeed()
-	r.MIPS = speed / 1e6
-	if err != nil {
-		r.Reasons = append(r.Reasons, fmt.Sprintf("a loop at CPL 0 failed: %v", err))
-	} else if r.MIPS < nativeMIPS {
-		r.Reasons = append(r.Reasons, fmt.Sprintf("code at CPL 0 runs at %.1f million instructions a second, so it is emulated", r.MIPS))
+	r := Report{MIPS: speed / 1e6}
+	switch {
+	case err != nil:
+		r.Reason = fmt.Sprintf("a loop at CPL 0 failed: %v", err)
+		return r, nil
+	case r.MIPS < nativeMIPS:
+		r.Reason = fmt.Sprintf("code at CPL 0 runs at %.1f million instructions a second, so it is emulated", r.MIPS)
+		return r, nil
 	}
 	for _, p := range probePrograms {
 		if err := probeRun(sys, mem, p.code); err != nil {
-			r.Reasons = append(r.Reasons, fmt.Sprintf("%s failed: %v", p.name, err))
+			r.Reason = fmt.Sprintf("%s failed: %v", p.name, err)
+			return r, nil
 		}
 	}
-	r.Native = len(r.Reasons) == 0
+	r.Native = true
 	return r, nil
 }
 

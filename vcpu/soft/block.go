@@ -197,7 +197,7 @@ func (c *CPU) lookup() (*block, stop) {
 	if b := j.b; b != nil && j.lin == lin && it.tag == lin&pageMask|1 && it.page == b.page && b.mode == c.mode && !b.dead() && b.page2 == nil {
 		return b, next
 	}
-	b, s := c.lookupSlow(lin, it, c.mode)
+	b, s := c.lookupSlow(lin, c.mode)
 	if s == next {
 		j.lin, j.b = lin, b
 	}
@@ -225,7 +225,16 @@ func (c *CPU) fetchPage(lin uint64) (*codePage, stop) {
 	return p, next
 }
 
-func (c *CPU) lookupSlow(lin uint64, it *itlbEntry, m mode) (*block, stop) {
+// lookupIn is lookup for a mode other than the current one.
+func (c *CPU) lookupIn(m mode) (*block, stop) {
+	lin := c.rip
+	if !c.is64() {
+		lin = uint64(uint32(lin + c.seg[segCS].Base))
+	}
+	return c.lookupSlow(lin, m)
+}
+
+func (c *CPU) lookupSlow(lin uint64, m mode) (*block, stop) {
 	page, s := c.fetchPage(lin)
 	if s != next {
 		return nil, s

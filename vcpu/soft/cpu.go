@@ -236,6 +236,12 @@ type CPU struct {
 	lower   lowerer
 	space   space // of the guest's own accesses, see memory_unsafe.go
 	step    bool  // SetSingleStep
+	yield   bool  // PAUSE: another CPU should have the turn
+	// asker is the micro-operation that asks something of the machine, whose time is then
+	// that of its instruction.
+	asker *uop
+
+	system
 }
 
 // maxTail is more micro-operations than an instruction has.

@@ -28,6 +28,7 @@ func (c *CPU) execute(b *block) stop {
 			return budget
 		}
 		c.left -= b.n
+		c.dbgBlock(b)
 		c.cur = b
 		c.r[regRIP] = c.rip
 		u := &b.ops[0]
@@ -104,6 +105,20 @@ func (c *CPU) execute(b *block) stop {
 				if p := c.host(lin, 7); p != nil {
 					c.r[u.d&31] = *(*uint64)(p)
 				} else if s = c.loadSlow(u, lin, 8); s != next {
+					break run
+				}
+			case kindLoadW32:
+				lin := c.r[u.b&31] + c.r[u.x&31]<<(u.sh&3) + u.disp + c.r[u.seg&31]
+				if p := c.hostW(lin, 3); p != nil {
+					c.r[u.d&31] = uint64(*(*uint32)(p))
+				} else if s = c.loadToModify(u, lin, 4); s != next {
+					break run
+				}
+			case kindLoadW64:
+				lin := c.r[u.b&31] + c.r[u.x&31]<<(u.sh&3) + u.disp + c.r[u.seg&31]
+				if p := c.hostW(lin, 7); p != nil {
+					c.r[u.d&31] = *(*uint64)(p)
+				} else if s = c.loadToModify(u, lin, 8); s != next {
 					break run
 				}
 			case kindLoadSx:

@@ -9,6 +9,14 @@ func (c *CPU) loadSlow(u *uop, lin uint64, size uint8) stop {
 	return s
 }
 
+// loadToModify is loadSlow for an operand that will be stored again.
+func (c *CPU) loadToModify(u *uop, lin uint64, size uint8) stop {
+	if s := c.probe(u, lin, size); s != next {
+		return s
+	}
+	return c.loadSlow(u, lin, size)
+}
+
 // signExtend extends the sign of a value of size bytes.
 func signExtend(v uint64, size uint8) uint64 {
 	n := 64 - 8*uint(size)

@@ -24,6 +24,8 @@ const (
 	kindLoad64
 	kindLoad32B // the address is r[b]+disp
 	kindLoad64B
+	kindLoadW32 // as kindLoad, but sure that it can be written
+	kindLoadW64
 	kindLoadSx // sign-extended: size bytes to cc bytes
 	kindStore8 // memory = source operand
 	kindStore16

@@ -8,20 +8,18 @@ import (
 
 // lowerer turns instructions into the micro-operations of a block.
 type lowerer struct {
-	in    decode.Inst
-	m     mode
-	ops   []uop
-	n     uint8  // instructions so far
-	off   uint16 // of the instruction from the block's first byte
-	start uint16 // of the block in its page
-	ended bool   // the instruction ends the block
+	in      decode.Inst
+	m       mode
+	ops     []uop
+	n       uint8  // instructions so far
+	off     uint16 // of the instruction from the block's first byte
+	start   uint16 // of the block in its page
+	ended   bool   // the instruction ends the block
+	local   [2]bool
+	first   int   // where the instruction's micro-operations begin
+	lastLen uint8 // of the last instruction that was lowered
 
 	checkedSSE bool // see lowerer.sse
-
-	local [2]bool
-	// last is where the micro-operations of the instruction before begin; -1 for
-	// none. What belongs together with the next instruction is found there.
-	first, last int
 }
 
 // lowering makes the micro-operations of the instruction l.in, and reports false if
@@ -44,7 +42,6 @@ func (l *lowerer) build(c *CPU, page *codePage, lin uint64, m mode) (*block, sto
 	l.start = uint16(lin & (pageSize - 1))
 	l.local = [2]bool{}
 	l.checkedSSE = false
-	l.last = -1
 	limit := uint8(maxInsns)
 	if m&modeSingle != 0 {
 		limit = 1
@@ -73,19 +70,17 @@ func (l *lowerer) build(c *CPU, page *codePage, lin uint64, m mode) (*block, sto
 			_, err = decode.Decode(buf[:n+decode.MaxLen], m.size(), &l.in)
 			b.page2 = page2
 			l.instruction(err)
-			if !l.ended {
-				l.end()
-			}
 			break
 		}
 		l.instruction(err)
 	}
 	if !l.ended {
-		l.n-- // the end belongs to the last instruction
-		l.off -= uint16(l.in.Len)
+		// The end belongs to the last instruction. l.in may be a later one, which
+		// was cut off.
+		n := uint16(l.lastLen)
+		l.n, l.off, l.in.Len = l.n-1, l.off-n, l.lastLen
 		l.end()
-		l.n++
-		l.off += uint16(l.in.Len)
+		l.n, l.off = l.n+1, l.off+n
 	}
 	l.dropDeadFlags()
 	b.n = int64(l.n)
@@ -113,7 +108,7 @@ func (l *lowerer) instruction(err error) {
 		}
 		l.ended = true
 	}
-	l.last = l.first
+	l.lastLen = l.in.Len
 	l.n++
 	l.off += uint16(l.in.Len)
 }

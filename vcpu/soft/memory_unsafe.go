@@ -58,6 +58,7 @@ func (c *CPU) hostW(lin, low uint64) unsafe.Pointer {
 
 // read reads size bytes (1, 2, 4 or 8) at a linear address for u.
 func (c *CPU) read(u *uop, lin uint64, size uint8) (uint64, stop) {
+	c.asker = u
 	return c.readIn(c.space, u.ss, lin, size)
 }
 
@@ -100,6 +101,7 @@ func (c *CPU) readAcross(sp space, ss bool, lin uint64, size uint8) (uint64, sto
 // write writes size bytes at a linear address for u. If it returns leave, the write
 // is done and the block must end after the instruction.
 func (c *CPU) write(u *uop, lin uint64, size uint8, v uint64) stop {
+	c.asker = u
 	return c.writeIn(c.space, u.ss, lin, size, v)
 }
 

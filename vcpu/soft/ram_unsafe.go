@@ -1,7 +1,6 @@
 package soft
 
 import (
-	"sync/atomic"
 	"unsafe"
 
 	"github.com/vmkit-go/vmkit/memory"
@@ -11,11 +10,11 @@ import (
 type ramRegion struct {
 	base, size uint64
 	host       unsafe.Pointer
-	host0      []byte // keeps vet and readers sure of what host is
+	host0      []byte // the same as a slice
 	// code has the page of each 2 MiB in which there is or was code.
 	code []*[512]*codePage
 	// dirty has a bit for each page written since the last harvest, or is nil.
-	dirty atomic.Pointer[[]uint64]
+	dirty []uint64
 }
 
 func newRegion(r memory.Region) *ramRegion {
@@ -81,7 +80,7 @@ func (e *Engine) store32(gpa uint64, v uint32) {
 func (e *Engine) slowWrite(gpa uint64) bool {
 	r := e.region(gpa)
 	off := (gpa - r.base) >> 12
-	if log := r.dirty.Load(); log != nil && (*log)[off/64]>>(off%64)&1 == 0 {
+	if r.dirty != nil && r.dirty[off/64]>>(off%64)&1 == 0 {
 		return true
 	}
 	p := r.codePage(off)
@@ -101,8 +100,8 @@ func (r *ramRegion) codePage(off uint64) *codePage {
 func (e *Engine) wrote(c *CPU, gpa uint64, size uint8) stop {
 	r := e.region(gpa)
 	off := (gpa - r.base) >> 12
-	if log := r.dirty.Load(); log != nil {
-		(*log)[off/64] |= 1 << (off % 64)
+	if r.dirty != nil {
+		r.dirty[off/64] |= 1 << (off % 64)
 	}
 	p := r.codePage(off)
 	if p == nil || p.live == 0 || !p.overlaps(gpa&(pageSize-1), uint64(size)) {

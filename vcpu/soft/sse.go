@@ -100,8 +100,8 @@ func (c *CPU) checkSSE(*uop) stop {
 	return c.raise(excNM)
 }
 
-// source makes the operand in ModRM.rm a vector register.
-func (l *lowerer) source(size uint8) uint8 {
+// vectorSource makes the operand in ModRM.rm a vector register.
+func (l *lowerer) vectorSource(size uint8) uint8 {
 	if !l.in.Mem {
 		return l.in.RM
 	}
@@ -130,7 +130,7 @@ func (l *lowerer) loadVector(d, size uint8) {
 // lowerXX is for operations on xmm and xmm or memory.
 func lowerXX(l *lowerer, v *vector) bool {
 	l.sse()
-	s := l.source(v.size)
+	s := l.vectorSource(v.size)
 	u := l.call(v.fn)
 	u.d, u.s, u.imm = l.in.Reg, s, l.in.Imm
 	return true

@@ -52,7 +52,7 @@ func lowerCvtFromMMX(l *lowerer, v *vector) bool {
 func lowerCvtToMMX(l *lowerer, v *vector) bool {
 	l.sse()
 	l.mmxCheck()
-	s := l.source(v.size)
+	s := l.vectorSource(v.size)
 	u := l.call(v.fn)
 	u.d, u.s = xmmT0, s
 	l.mmxPut(l.in.Reg&7, 0)
@@ -62,7 +62,7 @@ func lowerCvtToMMX(l *lowerer, v *vector) bool {
 // lowerCvtFromR is CVTSI2SS and CVTSI2SD.
 func lowerCvtFromR(l *lowerer, v *vector) bool {
 	l.sse()
-	s, _ := l.operandRM(l.wide())
+	s := l.source(l.wide())
 	u := l.call(v.fn)
 	u.d, u.s, u.size = l.in.Reg, s, l.wide()
 	return true
@@ -71,7 +71,7 @@ func lowerCvtFromR(l *lowerer, v *vector) bool {
 // lowerCvtToR is CVTSS2SI, CVTSD2SI and those that truncate.
 func lowerCvtToR(l *lowerer, v *vector) bool {
 	l.sse()
-	s := l.source(v.size)
+	s := l.vectorSource(v.size)
 	u := l.call(v.fn)
 	u.d, u.s, u.size = l.in.Reg, s, l.wide()
 	return true

@@ -1,7 +1,30 @@
 package soft
 
-// The instructions, by group. Order matters only for opcodes that two groups share,
-// see also.
 func init() {
-	registerSSE()
+	registerSystem()
+	registerALU()
+	registerMoves()
+	registerShifts()
+	registerMultiply()
+	registerBits()
+	registerFlow()
+	registerStack()
+	registerStrings()
+	registerDecimal()
+	registerBMI()
+	registerSSE() // the last, since it shares opcodes, see also
+}
+
+// each enters f at several opcodes of a table.
+func each(t *[256]lowering, f lowering, ops ...int) {
+	for _, op := range ops {
+		t[op] = f
+	}
+}
+
+// span enters f at the opcodes from first to last.
+func span(t *[256]lowering, f lowering, first, last int) {
+	for op := first; op <= last; op++ {
+		t[op] = f
+	}
 }

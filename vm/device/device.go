@@ -15,9 +15,9 @@
 package device
 
 // Inbox is the one way in which anything from outside a machine reaches its
-// guest. A free-running machine delivers at once; a recording one delivers at
-// a landmark and writes the event to its tape; a replaying one takes the
-// events from the tape.
+// guest. A free-running machine delivers at once, or, where its CPUs take
+// turns, between two instructions; a recording one delivers at a landmark and
+// writes the event to its tape; a replaying one takes the events from the tape.
 type Inbox interface {
 	// Open registers a source of events. The name is unique in the machine
 	// and stable across save, load and replay ("blk0", "rtc").
@@ -28,8 +28,9 @@ type Inbox interface {
 // any goroutine.
 type Port interface {
 	// Post hands one event to the machine, which passes it to the receiver
-	// exactly once: before Post returns on a free-running machine, possibly
-	// later on a recording one. The caller may reuse data when Post returns.
+	// exactly once: before Post returns, or later, before the guest's next
+	// instruction or at the landmark of a tape. Events of one goroutine
+	// arrive in order. The caller may reuse data when Post returns.
 	Post(tag uint64, data []byte)
 
 	// Sample fills p with something from outside that the guest asks for
@@ -42,6 +43,14 @@ type Port interface {
 	// input travels as the data of Post and reaches guest memory only in
 	// Deliver.
 	Direct() bool
+
+	// Prompt reports whether what the guest asks of a device has to be done
+	// before the guest goes on: on the goroutine that notifies, in the order
+	// of the queue, waiting for the host where need be. Then nothing that
+	// the guest can see depends on how quick the host is. What comes from
+	// outside (frames, keys, a new size) is posted when it comes. It never
+	// changes.
+	Prompt() bool
 }
 
 // Receiver takes the events of one source. Deliver runs on an arbitrary

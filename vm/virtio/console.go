@@ -98,6 +98,7 @@ type Console struct {
 
 var (
 	_ Device          = (*Console)(nil)
+	_ Yielder         = (*Console)(nil)
 	_ device.Receiver = (*Console)(nil)
 )
 
@@ -170,7 +171,7 @@ func (d *Console) WriteConfig(off uint32, p []byte) {
 	}
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	if port := d.ports[0]; !d.closed && port.credit > 0 {
+	if port := d.ports[0]; !d.closed && port.room() {
 		port.send(p[:1])
 	}
 }
@@ -183,6 +184,7 @@ func (d *Console) Attach(h *Host) error {
 	}
 	d.inbox, d.log, d.host = inbox, h.Log, h
 	for _, p := range d.ports {
+		p.prompt = inbox.Prompt()
 		p.startWriting(d)
 	}
 	return nil
@@ -342,7 +344,7 @@ func (d *Console) transmit(p *consolePort) {
 	if q == nil {
 		return
 	}
-	for p.credit > 0 && q.Pop(&d.chain) {
+	for p.room() && q.Pop(&d.chain) {
 		skip := int(p.txDone)
 		for _, b := range d.chain.Readable {
 			if skip >= len(b) {
@@ -351,10 +353,13 @@ func (d *Console) transmit(p *consolePort) {
 			}
 			b = b[skip:]
 			skip = 0
-			b = b[:min(len(b), p.credit)]
-			p.send(b)
-			p.txDone += uint32(len(b))
-			if p.credit == 0 {
+			for len(b) > 0 && p.room() {
+				k := min(len(b), p.credit)
+				p.send(b[:k])
+				p.txDone += uint32(k)
+				b = b[k:]
+			}
+			if len(b) > 0 {
 				break
 			}
 		}
@@ -366,6 +371,14 @@ func (d *Console) transmit(p *consolePort) {
 		q.Push(&d.chain, 0)
 	}
 	q.Publish()
+}
+
+// Yield lets a CPU go on that waits, on a machine where output is prompt, for an
+// Out that takes nothing. The output waits in the guest until Resume.
+func (d *Console) Yield() {
+	for _, p := range d.ports {
+		p.setYielding(true)
+	}
 }
 
 // Pause waits for what touches guest memory now. Then it gives every Out the
@@ -383,8 +396,11 @@ func (d *Console) Pause() {
 	}
 }
 
-// Resume ends Pause.
+// Resume ends Pause and Yield.
 func (d *Console) Resume() {
+	for _, p := range d.ports {
+		p.setYielding(false)
+	}
 	d.mu.Lock()
 	d.paused = false
 	d.mu.Unlock()

@@ -506,3 +506,74 @@ func TestRNGAllocs(t *testing.T) {
 		t.Fatalf("%v allocations per request", n)
 	}
 }
+
+// gated is an Out that takes nothing before it is opened.
+type gated struct {
+	open chan struct{}
+	output
+}
+
+func (g *gated) Write(p []byte) (int, error) {
+	<-g.open
+	return g.output.Write(p)
+}
+
+// TestConsolePrompt: where output is prompt, the guest's buffers come back in
+// the notification, however slow Out is, and a pause gets the CPU out of it.
+func TestConsolePrompt(t *testing.T) {
+	out := &gated{open: make(chan struct{})}
+	d := newConsole(t, virtio.ConsoleConfig{Out: out})
+	m := start(t, d, virtiotest.Config{PCI: true, Prompt: true})
+	const at, size = 0x900000, 48 << 10
+	var want []byte
+	add := func() {
+		t.Helper()
+		p := bytes.Repeat([]byte{byte('a' + len(want)/size)}, size)
+		want = append(want, p...)
+		if err := m.Mem.Write(at+uint64(len(want)-size), p); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := m.Rings[1].Add(virtiotest.Buf{Addr: at + uint64(len(want)-size), Len: size}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	used := func() bool { _, _, ok := m.Rings[1].Used1(); return ok }
+	add()
+	m.Notify(1)
+	if !used() {
+		t.Fatal("not answered within the notification")
+	}
+	// The writer holds up to one buffer and another waits; then the CPU does.
+	for range 3 {
+		add()
+	}
+	rang := make(chan struct{})
+	go func() { m.Notify(1); close(rang) }()
+	select {
+	case <-rang:
+		t.Fatal("the notification did not wait for room")
+	case <-time.After(50 * time.Millisecond):
+	}
+	m.Transport.(interface{ Yield() }).Yield()
+	<-rang
+	done := 0
+	for used() {
+		done++
+	}
+	if done == 3 {
+		t.Fatal("everything was answered, though nothing was taken")
+	}
+	m.Transport.Pause()
+	if used() {
+		t.Fatal("an answer during the pause")
+	}
+	close(out.open)
+	m.Transport.Resume()
+	for used() {
+		done++
+	}
+	if done != 3 {
+		t.Fatalf("%d of 3 answered when Resume returned", done)
+	}
+	out.wait(t, string(want))
+}

@@ -33,7 +33,10 @@ type consolePort struct {
 	pending  []byte
 
 	// Output. credit is the room left, a function of what the guest sent
-	// and of the events delivered, never of the host's timing.
+	// and of the events delivered, never of the host's timing. On a prompt
+	// machine it is what is known to be left: the guest, which waits where
+	// there is none, cannot see it.
+	prompt bool
 	credit int
 	txDone uint32 // bytes of the queue's next chain that are sent already
 
@@ -53,18 +56,20 @@ type inPump struct {
 
 // outPump holds output until Out has taken it.
 type outPump struct {
-	mu     sync.Mutex
-	wake   sync.Cond
-	buf    []byte
-	sent   uint64 // bytes ever put into buf
-	taken  uint64 // of those, bytes that Out has taken
-	closed bool
-	done   chan struct{} // nil: no writer
+	mu       sync.Mutex
+	wake     sync.Cond // for the writer
+	room     sync.Cond // for a CPU
+	buf      []byte
+	sent     uint64 // bytes ever put into buf
+	taken    uint64 // of those, bytes that Out has taken
+	yielding bool   // no CPU is to wait for room
+	closed   bool
+	done     chan struct{} // nil: no writer
 }
 
 func newConsolePort(index int, cfg ConsolePort) *consolePort {
 	p := &consolePort{index: index, cfg: cfg, hostOpen: true, credit: portBuffer}
-	p.in.wake.L, p.out.wake.L = &p.in.mu, &p.out.mu
+	p.in.wake.L, p.out.wake.L, p.out.room.L = &p.in.mu, &p.out.mu, &p.out.mu
 	p.in.credit = portBuffer
 	return p
 }
@@ -153,6 +158,29 @@ func (p *consolePort) restore(saved []byte) {
 	p.pending = append(p.pending[:0], saved...)
 }
 
+// room reports whether there is credit. On a prompt machine it waits for some,
+// unless it is not to.
+func (p *consolePort) room() bool {
+	if p.credit > 0 || !p.prompt {
+		return p.credit > 0
+	}
+	o := &p.out
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	for len(o.buf) >= portBuffer && !o.yielding && !o.closed {
+		o.room.Wait()
+	}
+	p.credit = max(portBuffer-len(o.buf), 0)
+	return p.credit > 0
+}
+
+func (p *consolePort) setYielding(on bool) {
+	p.out.mu.Lock()
+	defer p.out.mu.Unlock()
+	p.out.yielding = on
+	p.out.room.Broadcast()
+}
+
 // send appends output, at most credit bytes, for Out.
 func (p *consolePort) send(b []byte) {
 	if p.out.done == nil {
@@ -183,6 +211,7 @@ func (p *consolePort) write(d *Console) {
 			return
 		}
 		buf, o.buf = o.buf, buf[:0]
+		o.room.Broadcast()
 		o.mu.Unlock()
 		if !failed {
 			if _, err := p.cfg.Out.Write(buf); err != nil {
@@ -194,7 +223,7 @@ func (p *consolePort) write(d *Console) {
 		o.taken += uint64(len(buf))
 		closed := o.closed
 		o.mu.Unlock()
-		if unsaid += len(buf); unsaid >= roomStep && !closed {
+		if unsaid += len(buf); unsaid >= roomStep && !closed && !p.prompt {
 			binary.LittleEndian.PutUint32(room[:], uint32(unsaid))
 			unsaid = 0
 			d.inbox.Post(consoleTag(p.index, eventRoom), room[:])
@@ -211,6 +240,7 @@ func (p *consolePort) stop() {
 	p.out.mu.Lock()
 	p.out.closed = true
 	p.out.wake.Signal()
+	p.out.room.Broadcast()
 	p.out.mu.Unlock()
 	if r, ok := p.cfg.In.(interface{ SetReadDeadline(time.Time) error }); ok && p.in.done != nil {
 		select {

@@ -68,6 +68,7 @@ type core struct {
 	release   func() // memory's hold
 	maxSizes  []uint16
 	offered   uint64
+	prompt    bool // see device.Port
 
 	// status is changed with mu held, except that NEEDS_RESET may be set at
 	// any time.
@@ -125,6 +126,13 @@ func (t *core) init(dev Device, host Host, d device.Doorbells, w wiring) error {
 	}
 	t.offered = dev.Features() | FeatureIndirectDesc | FeatureEventIdx | FeatureVersion1
 	t.clearRegs()
+	if host.Inbox != nil { // its devices say whether they need one
+		port, err := host.Inbox.Open(host.Name+"/queues", nil)
+		if err != nil {
+			return fail("%w", err)
+		}
+		t.prompt = port.Prompt()
+	}
 	release, err := host.Memory.Hold()
 	if err != nil {
 		return fail("%w", err)
@@ -282,7 +290,7 @@ func (t *core) activate(saved []queueState) error {
 			return err
 		}
 		queues[i] = q
-		runners[i] = newRunner(q, func() { t.dev.Notify(i) })
+		runners[i] = newRunner(q, func() { t.dev.Notify(i) }, t.prompt)
 	}
 	if err := t.dev.Activate(t.driverFeatures, queues); err != nil {
 		t.dev.Reset()
@@ -397,6 +405,14 @@ func (t *core) configGeneration() uint32 {
 		return t.generation.Add(1)
 	}
 	return t.generation.Load()
+}
+
+// Yield lets a CPU go on that waits for the device's outside; see Yielder. It
+// precedes Pause and Close where a CPU has to be stopped first.
+func (t *core) Yield() {
+	if y, ok := t.dev.(Yielder); ok {
+		y.Yield()
+	}
 }
 
 // Pause stops notifications between two of them and pauses the device. When

@@ -77,7 +77,9 @@ type Device interface {
 	// Notify says that queue q may hold new buffers. It runs on a goroutine
 	// of that queue or on the CPU that rang. It may wait for the host's
 	// disk, but not for something that may never happen: Pause and Reset
-	// wait for it to return.
+	// wait for it to return; see Yielder. Where the device's port says
+	// Prompt, all that is asked for in the queue is done, and its completion
+	// posted, before Notify returns.
 	Notify(q int)
 	// Pause returns when no request is in flight and nothing of the device
 	// will touch guest memory before Resume. Chains that the device holds
@@ -95,6 +97,17 @@ type Device interface {
 	Close() error
 
 	device.Stateful
+}
+
+// Yielder is a [Device] whose Notify may wait, on a prompt machine (see
+// device.Port), for somebody outside who may never come, such as the reader of
+// a terminal.
+type Yielder interface {
+	// Yield makes a Notify that waits so return soon, and later ones not
+	// wait, until Resume. What is left undone stays in the queue, which is
+	// notified after Resume. It may be called from any goroutine, during
+	// any other call.
+	Yield()
 }
 
 // Host is what a device knows of its machine.

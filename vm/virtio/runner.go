@@ -15,6 +15,7 @@ import (
 type runner struct {
 	queue  *Queue
 	notify func() // the device's Notify for this queue
+	prompt bool   // all is done on the goroutine that rings
 
 	mu      sync.Mutex
 	idle    sync.Cond // signalled when running falls
@@ -26,8 +27,8 @@ type runner struct {
 	wg   sync.WaitGroup  // the doorbell's goroutine and handed-over drains
 }
 
-func newRunner(q *Queue, notify func()) *runner {
-	r := &runner{queue: q, notify: notify}
+func newRunner(q *Queue, notify func(), prompt bool) *runner {
+	r := &runner{queue: q, notify: notify, prompt: prompt}
 	r.idle.L = &r.mu
 	return r
 }
@@ -80,8 +81,13 @@ func (r *runner) unlisten() {
 	r.wg.Wait()
 }
 
+// promptDrains is how many drains a prompt notification gets. A guest that
+// waits for them can offer a queue's worth at most; it gets more only if it put
+// the used ring where its available index is.
+const promptDrains = 4
+
 // ring notifies the queue: through the doorbell's goroutine if there is one,
-// otherwise on the caller, for one drain at most.
+// otherwise on the caller, for one drain at most unless the machine is prompt.
 func (r *runner) ring() {
 	r.mu.Lock()
 	bell := r.bell
@@ -91,6 +97,15 @@ func (r *runner) ring() {
 		return
 	}
 	if !r.enter() {
+		return
+	}
+	if r.prompt {
+		for n := 1; r.once(); n++ {
+			if n == promptDrains {
+				r.leave()
+				return
+			}
+		}
 		return
 	}
 	if r.once() {
@@ -135,10 +150,20 @@ func (r *runner) once() bool {
 		r.again = false
 		return true
 	}
-	r.again = false
-	r.running = false
-	r.idle.Broadcast()
+	r.leaveLocked()
 	return false
+}
+
+// leave gives up the right to run.
+func (r *runner) leave() {
+	r.mu.Lock()
+	r.leaveLocked()
+	r.mu.Unlock()
+}
+
+func (r *runner) leaveLocked() {
+	r.again, r.running = false, false
+	r.idle.Broadcast()
 }
 
 // shut stops notifications and waits for the one that runs. What arrives from

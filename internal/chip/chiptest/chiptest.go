@@ -8,9 +8,11 @@ import (
 	"encoding/json"
 	"errors"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
+	"github.com/vmkit-go/vmkit/internal/chip"
 	"github.com/vmkit-go/vmkit/vm/device"
 )
 
@@ -54,31 +56,21 @@ func (l *Line) Rises() int {
 	return l.rises
 }
 
-// Clock is a clock that stands still unless it is moved.
+// Clock is a device.Clock that stands still unless it is moved. Its timers go
+// off as they do on the host's clock, whatever it shows.
 type Clock struct {
-	mu sync.Mutex
-	t  time.Time
+	device.Clock
+	now atomic.Int64
 }
 
-// NewClock returns a clock that shows t.
-func NewClock(t time.Time) *Clock { return &Clock{t: t} }
+// NewClock returns a clock that shows zero.
+func NewClock() *Clock { return &Clock{Clock: chip.HostClock()} }
 
 // Now is the time.
-func (c *Clock) Now() time.Time {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	return c.t
-}
+func (c *Clock) Now() int64 { return c.now.Load() }
 
-// Nanoseconds is the time since 1970.
-func (c *Clock) Nanoseconds() int64 { return c.Now().UnixNano() }
-
-// Add moves the clock on.
-func (c *Clock) Add(d time.Duration) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	c.t = c.t.Add(d)
-}
+// Add moves the clock on, or back.
+func (c *Clock) Add(d time.Duration) { c.now.Add(int64(d)) }
 
 // Chip is what every platform chip is.
 type Chip interface {

@@ -13,6 +13,9 @@ import (
 // only when told: as a machine that is recording does. The zero value is ready
 // for use.
 type Inbox struct {
+	// Prompt is what ports say to that question. It is set before Open.
+	Prompt bool
+
 	mu     sync.Mutex
 	names  map[string]bool
 	hold   bool
@@ -85,6 +88,8 @@ func (p *port) Direct() bool {
 	defer p.b.mu.Unlock()
 	return !p.b.hold
 }
+
+func (p *port) Prompt() bool { return p.b.Prompt }
 
 // Interrupts records what a transport signals: it is both the machine's MSI
 // and its interrupt line. The zero value is ready for use.

@@ -34,7 +34,7 @@ type HostileConfig struct {
 	// New makes the device, for each transport anew.
 	New func() (virtio.Device, error)
 	// Steps in all; 0 means HostileSteps. They are shared out between both
-	// transports, with and without doorbells.
+	// transports, with and without doorbells, and a prompt machine.
 	Steps int
 	// Seed of the random numbers; 0 picks one, which is logged.
 	Seed uint64
@@ -75,7 +75,7 @@ func Hostile(t *testing.T, cfg HostileConfig) {
 	if cfg.Seed == 0 {
 		cfg.Seed = rand.Uint64()
 	}
-	for i, mc := range []Config{{}, {PCI: true}, {Doorbells: true}, {PCI: true, Doorbells: true}} {
+	for i, mc := range []Config{{}, {PCI: true}, {Doorbells: true}, {PCI: true, Doorbells: true}, {PCI: true, Prompt: true}} {
 		name := "mmio"
 		if mc.PCI {
 			name = "pci"
@@ -83,12 +83,15 @@ func Hostile(t *testing.T, cfg HostileConfig) {
 		if mc.Doorbells {
 			name += " doorbells"
 		}
+		if mc.Prompt {
+			name += " prompt"
+		}
 		t.Run(name, func(t *testing.T) {
-			t.Logf("%d steps with seed %d", cfg.Steps/4, cfg.Seed)
+			t.Logf("%d steps with seed %d", cfg.Steps/5, cfg.Seed)
 			mc.Memory = hostileMemory
 			mc.QueueSize = 16
 			h := &hostile{t: t, cfg: cfg, mc: mc, r: rand.New(rand.NewPCG(cfg.Seed, uint64(i)))}
-			h.run(cfg.Steps / 4)
+			h.run(cfg.Steps / 5)
 		})
 	}
 }

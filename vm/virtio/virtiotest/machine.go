@@ -31,6 +31,7 @@ type Config struct {
 	Memory    uint64 // bytes; 0: 16 MiB
 	QueueSize uint16 // of every queue at most; 0: the device's maximum
 	Refuse    uint64 // features that the driver does not take
+	Prompt    bool   // the inbox wants requests served where they are notified
 	Hold      bool   // the inbox holds events back until Inbox.Deliver
 	Log       *slog.Logger
 }
@@ -116,6 +117,7 @@ func NewMachine(dev virtio.Device, cfg Config) (*Machine, error) {
 }
 
 func (m *Machine) attach(dev virtio.Device) error {
+	m.Inbox.Prompt = m.cfg.Prompt
 	host := virtio.Host{Name: "test0", Memory: m.Mem, Inbox: &m.Inbox, Log: m.cfg.Log}
 	var bells device.Doorbells
 	if m.cfg.Doorbells {

@@ -1,0 +1,88 @@
+package vm
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"sync"
+
+	"github.com/vmkit-go/vmkit/memory"
+	"github.com/vmkit-go/vmkit/vcpu"
+	"github.com/vmkit-go/vmkit/vcpu/kvmcpu"
+	"github.com/vmkit-go/vmkit/vcpu/soft"
+)
+
+// The engines, as Config.Engine names them.
+const (
+	// EngineAuto is KVM where it runs kernel code on the processor, else soft.
+	EngineAuto = "auto"
+	// EngineKVM runs CPUs on the processor, through /dev/kvm.
+	EngineKVM = "kvm"
+	// EngineSoft interprets CPUs in Go, on any host, and repeats itself exactly.
+	EngineSoft = "soft"
+)
+
+// newEngine is the one place that decides what runs the CPUs, and returns its
+// name. With cpuid the guest sees exactly that, otherwise cfg.Model.
+func newEngine(mem *memory.Memory, cfg Config, cpuid vcpu.CPUID) (vcpu.Engine, string, error) {
+	if cfg.engine != nil {
+		e, err := cfg.engine(mem, cfg, cpuid)
+		return e, "test", err
+	}
+	name := cfg.Engine
+	if name == "" || name == EngineAuto {
+		name, _ = ChooseEngine()
+	}
+	switch name {
+	case EngineKVM:
+		e, err := kvmcpu.New(mem, kvmcpu.Config{CPUs: cfg.CPUs, Model: cfg.Model, CPUID: cpuid})
+		if err != nil {
+			return nil, name, err // not e: a nil *Engine is no nil Engine
+		}
+		return e, name, nil
+	case EngineSoft:
+		e, err := soft.New(mem, soft.Config{CPUs: cfg.CPUs, Model: cfg.Model, CPUID: cpuid, RealTime: cfg.RealTime})
+		if err != nil {
+			return nil, name, err
+		}
+		return e, name, nil
+	}
+	return nil, name, fmt.Errorf("unknown engine %q: want %s, %s or %s", name, EngineAuto, EngineKVM, EngineSoft)
+}
+
+// chosen is the outcome of ChooseEngine, once it is certain: a host's KVM does
+// not change.
+var chosen struct {
+	sync.Mutex
+	name, why string
+}
+
+// ChooseEngine returns the engine that EngineAuto means on this host, and why,
+// if that is not KVM: in words that follow a colon or begin a sentence. The
+// first call tries what the host's KVM can do, which takes some milliseconds,
+// or a tenth of a second if it emulates kernel code.
+func ChooseEngine() (name, why string) {
+	chosen.Lock()
+	defer chosen.Unlock()
+	if chosen.name != "" {
+		return chosen.name, chosen.why
+	}
+	r, err := kvmcpu.Probe("")
+	switch {
+	case err == nil && r.Native:
+		name = EngineKVM
+	case err == nil:
+		name, why = EngineSoft, r.String()
+	case errors.Is(err, fs.ErrPermission):
+		// It may be given meanwhile.
+		return EngineSoft, fmt.Sprintf("no permission to use this host's KVM: %v", err)
+	default:
+		return EngineSoft, fmt.Sprintf("no KVM on this host: %v", err)
+	}
+	chosen.name, chosen.why = name, why
+	return name, why
+}
+
+// Engine is the name of the engine that runs the machine's CPUs: EngineKVM or
+// EngineSoft.
+func (m *Machine) Engine() string { return m.engineName }
