@@ -8,18 +8,17 @@ import (
 
 // lowerer turns instructions into the micro-operations of a block.
 type lowerer struct {
-	in      decode.Inst
-	m       mode
-	ops     []uop
-	n       uint8  // instructions so far
-	off     uint16 // of the instruction from the block's first byte
-	start   uint16 // of the block in its page
-	ended   bool   // the instruction ends the block
-	local   [2]bool
-	first   int   // where the instruction's micro-operations begin
-	lastLen uint8 // of the last instruction that was lowered
-
-	checkedSSE bool // see lowerer.sse
+	in         decode.Inst
+	m          mode
+	ops        []uop
+	n          uint8  // instructions so far
+	off        uint16 // of the instruction from the block's first byte
+	start      uint16 // of the block in its page
+	ended      bool   // the instruction ends the block
+	local      [2]bool
+	first      int   // where the instruction's micro-operations begin
+	lastLen    uint8 // of the last instruction that was lowered
+	checkedSSE bool  // see lowerer.sse
 }
 
 // lowering makes the micro-operations of the instruction l.in, and reports false if

@@ -38,15 +38,11 @@ func (c *CPU) checkMMX(*uop) stop {
 		return c.raise(excUD)
 	case c.cr0&cr0TS != 0:
 		return c.raise(excNM)
-	case c.fpu.sw&0x80 != 0: // ES
+	case c.fpu.pending():
 		return c.raise(excMF)
 	}
 	return next
 }
-
-// enterMMX is what every MMX instruction does to the x87: all registers are in use, and
-// TOP is 0.
-func (c *CPU) enterMMX() { c.fpu.sw, c.fpu.tw = c.fpu.sw&^fpuTop, 0xff }
 
 // lowerMMX is for operations on MMX registers and memory.
 func lowerMMX(l *lowerer, v *vector) bool {
@@ -91,14 +87,14 @@ func (l *lowerer) mmxPut(d, half uint8) {
 }
 
 func mmxPut(c *CPU, u *uop) stop {
-	c.enterMMX()
+	c.fpu.enterMMX()
 	c.fpu.mm[u.d&7] = c.xmmT[0][u.cc&1]
 	c.fpu.se[u.d&7] = 0xffff
 	return next
 }
 
 func mmxEnter(c *CPU, _ *uop) stop {
-	c.enterMMX()
+	c.fpu.enterMMX()
 	return next
 }
 
@@ -215,7 +211,6 @@ func lowerEMMS(l *lowerer, _ *vector) bool {
 }
 
 func emms(c *CPU, _ *uop) stop {
-	c.enterMMX()
-	c.fpu.tw = 0
+	c.fpu.leaveMMX()
 	return next
 }

@@ -234,7 +234,7 @@ func Rsqrt32(a uint32) uint32 {
 	return approximate(a, func(x float64) float64 { return 1 / math.Sqrt(x) })
 }
 
-// approximate rounds f(a) to 12 bits, and results below the normal range to zero.
+// approximate rounds f(a) to 12 bits, and results not above the least normal to zero.
 func approximate(a uint32, f func(float64) float64) uint32 {
 	sign := a & (1 << 31)
 	switch {
@@ -246,7 +246,7 @@ func approximate(a uint32, f func(float64) float64) uint32 {
 		return a | 1<<22
 	}
 	x := f(float64(math.Float32frombits(a)))
-	if math.Abs(x) < 0x1p-126 {
+	if math.Abs(x) <= 0x1p-126 {
 		return sign
 	}
 	return (math.Float32bits(float32(x)) + 1<<11) &^ (1<<12 - 1)
