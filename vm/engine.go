@@ -61,7 +61,7 @@ var chosen struct {
 // ChooseEngine returns the engine that EngineAuto means on this host, and why,
 // if that is not KVM: in words that follow a colon or begin a sentence. The
 // first call tries what the host's KVM can do, which takes some milliseconds,
-// or a tenth of a second if it emulates kernel code.
+// or some tens of them if it emulates kernel code.
 func ChooseEngine() (name, why string) {
 	chosen.Lock()
 	defer chosen.Unlock()
