@@ -179,10 +179,8 @@ func loadCommand(ctx context.Context, args []string) error {
 	if err := o.readOptions(rest[0]); err != nil {
 		return err
 	}
-	if nested, err := o.needsNested(); err != nil {
+	if err := o.chooseEngine(); err != nil {
 		return err
-	} else if nested {
-		return errors.New("load: a saved guest goes on only under the KVM that saved it, and this host's cannot run a kernel")
 	}
 	return runUntilOff(ctx, o, rest[0])
 }
