@@ -124,12 +124,29 @@ func (m *Memory) stopLogs() {
 // MarkDirty says that n bytes at gpa have been written through a host slice.
 // Call it after the write: the order is what makes a page that is being
 // collected show up in the next round. Parts outside guest memory are
-// ignored. While tracking is off it does nothing.
+// ignored.
 func (m *Memory) MarkDirty(gpa, n uint64) {
-	if n == 0 || !m.tracking.Load() {
+	if n == 0 {
 		return
 	}
-	m.markDirty(gpa, n)
+	if w := m.writes.Load(); w != nil {
+		(*w)(gpa, n)
+	}
+	if m.tracking.Load() {
+		m.markDirty(gpa, n)
+	}
+}
+
+// WatchWrites has f told of every write by the VMM, when it is done: of what
+// is passed to [Memory.MarkDirty], which Write and its like do themselves. nil
+// ends it. There is one watcher at a time: an engine that keeps a translation of
+// guest code. f runs on the goroutine that wrote.
+func (m *Memory) WatchWrites(f func(gpa, n uint64)) {
+	if f == nil {
+		m.writes.Store(nil)
+		return
+	}
+	m.writes.Store(&f)
 }
 
 func (m *Memory) markDirty(gpa, n uint64) {

@@ -108,6 +108,7 @@ type region struct {
 type Memory struct {
 	regions  atomic.Pointer[[]region] // sorted by Base; nil once closed
 	tracking atomic.Bool
+	writes   atomic.Pointer[func(gpa, n uint64)] // see WatchWrites
 
 	mu       sync.Mutex // everything below, and writers of the two above
 	fd       int        // -1 for anonymous memory

@@ -9,6 +9,7 @@ import (
 	"github.com/vmkit-go/vmkit/memory"
 	"github.com/vmkit-go/vmkit/vcpu"
 	"github.com/vmkit-go/vmkit/vcpu/kvmcpu"
+	"github.com/vmkit-go/vmkit/vcpu/soft"
 )
 
 // The engines, as Config.Engine names them.
@@ -21,9 +22,6 @@ const (
 	EngineSoft = "soft"
 )
 
-// errNoSoft is what asking for the soft engine gives in a build without it.
-var errNoSoft = errors.New("this build has no engine in software")
-
 // newEngine is the one place that decides what runs the CPUs, and returns its
 // name. With cpuid the guest sees exactly that, otherwise cfg.Model.
 func newEngine(mem *memory.Memory, cfg Config, cpuid vcpu.CPUID) (vcpu.Engine, string, error) {
@@ -31,9 +29,9 @@ func newEngine(mem *memory.Memory, cfg Config, cpuid vcpu.CPUID) (vcpu.Engine, s
 		e, err := cfg.engine(mem, cfg, cpuid)
 		return e, "test", err
 	}
-	name, why := cfg.Engine, ""
+	name := cfg.Engine
 	if name == "" || name == EngineAuto {
-		name, why = ChooseEngine()
+		name, _ = ChooseEngine()
 	}
 	switch name {
 	case EngineKVM:
@@ -43,10 +41,11 @@ func newEngine(mem *memory.Memory, cfg Config, cpuid vcpu.CPUID) (vcpu.Engine, s
 		}
 		return e, name, nil
 	case EngineSoft:
-		if why != "" {
-			return nil, name, fmt.Errorf("%s, and %w", why, errNoSoft)
+		e, err := soft.New(mem, soft.Config{CPUs: cfg.CPUs, Model: cfg.Model, CPUID: cpuid, RealTime: cfg.RealTime})
+		if err != nil {
+			return nil, name, err
 		}
-		return nil, name, errNoSoft
+		return e, name, nil
 	}
 	return nil, name, fmt.Errorf("unknown engine %q: want %s, %s or %s", name, EngineAuto, EngineKVM, EngineSoft)
 }

@@ -27,7 +27,7 @@ var rules = []rule{
 	{"memory", nil},
 	{"vm/device", nil},
 	{"vcpu/kvmcpu", []string{"kvm", "vcpu$", "memory", "vm/device"}},
-	{"vcpu/soft", []string{"vcpu$", "memory", "vm/device"}},
+	{"vcpu/soft", []string{"vcpu$", "memory", "vm/device", "internal"}},
 	{"vcpu", []string{"memory", "vm/device"}},
 	{"vm/virtio", []string{"memory", "vm/device", "internal"}},
 	{"vm/boot", []string{"memory", "vcpu$", "vm/device", "internal", "github.com/klauspost/compress"}},

@@ -25,6 +25,12 @@ const (
 
 	IOAPICBase = 0xfec0_0000
 	LAPICBase  = 0xfee0_0000
+	LAPICSize  = 0x1000
+
+	// MSIBase is where message-signalled interrupts are written to: the
+	// megabyte from here on (Intel SDM volume 3, section 11.11.1).
+	MSIBase = LAPICBase
+	MSISize = 0x10_0000
 
 	// Pages that KVM on VMX needs for itself (KVM_SET_TSS_ADDR takes three
 	// pages, KVM_SET_IDENTITY_MAP_ADDR one).
@@ -38,6 +44,17 @@ const (
 
 // I/O ports.
 const (
+	// Interrupt chips and timers: two 8259As with a command and a data port
+	// each, their edge/level registers, the 8254's three counters and control
+	// word, and system control port B with the gate of counter 2.
+	PortPIC1       = 0x20
+	PortPIC2       = 0xa0
+	PortELCR1      = 0x4d0
+	PortELCR2      = 0x4d1
+	PortPIT        = 0x40
+	PortPITControl = 0x43
+	PortSystemB    = 0x61
+
 	PortI8042Data    = 0x60
 	PortI8042Command = 0x64
 	PortRTCIndex     = 0x70
@@ -69,6 +86,9 @@ const SleepTypeS5 = 5
 
 // PMTimerHz is the rate of the 24-bit ACPI PM timer.
 const PMTimerHz = 3_579_545
+
+// PITHz is the rate of the 8254's input clock.
+const PITHz = 1_193_182
 
 // Global system interrupts.
 const (

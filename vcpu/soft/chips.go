@@ -1,0 +1,165 @@
+package soft
+
+import (
+	"github.com/vmkit-go/vmkit/internal/platform"
+	"github.com/vmkit-go/vmkit/vcpu"
+	"github.com/vmkit-go/vmkit/vm/device"
+)
+
+// Line returns input gsi of the interrupt chips, 0 to 23.
+func (e *Engine) Line(gsi int) device.Line { return e.chips.Line(gsi) }
+
+// Signal sends a message-signalled interrupt.
+func (e *Engine) Signal(addr uint64, data uint32) error { return e.chips.Signal(addr, data) }
+
+// SaveChips returns the state of the interrupt chips and timers, while the machine does
+// not run.
+func (e *Engine) SaveChips() (vcpu.ChipState, error) {
+	s := e.chips.Save()
+	s.Clock = &vcpu.Clock{Nanoseconds: uint64(e.clock.Now())}
+	return s, nil
+}
+
+// LoadChips gives the interrupt chips and timers the state s, after SetState of every
+// CPU.
+func (e *Engine) LoadChips(s vcpu.ChipState) error {
+	if err := s.Validate(); err != nil {
+		return err
+	}
+	return e.chips.Load(s)
+}
+
+// readChip reads a register of the interrupt chips for c, if there is one at gpa.
+// Registers have 32 bits, at multiples of 16; narrower reads give a part.
+func (e *Engine) readChip(c *CPU, gpa uint64, size uint8) (uint64, bool) {
+	off := uint32(gpa & (pageSize - 1))
+	switch gpa & pageMask {
+	case platform.IOAPICBase:
+		return uint64(e.chips.ReadIOAPIC(uint64(off&^3))) >> (8 * (off & 3)) & maskOf(size), true
+	case c.apicPage:
+		return uint64(e.chips.LAPIC(c.id).Read(off&^3)) >> (8 * (off & 3)) & maskOf(size), true
+	}
+	return 0, false
+}
+
+// writeChip is readChip for writes. Only aligned ones of 32 bits or more count.
+func (e *Engine) writeChip(c *CPU, gpa uint64, size uint8, v uint64) bool {
+	off := uint32(gpa & (pageSize - 1))
+	whole := off&3 == 0 && size >= 4
+	switch gpa & pageMask {
+	case platform.IOAPICBase:
+		if whole {
+			e.chips.WriteIOAPIC(uint64(off), uint32(v))
+		}
+	case c.apicPage:
+		if whole {
+			e.chips.LAPIC(c.id).Write(off, uint32(v))
+		}
+	default:
+		return false
+	}
+	e.retime()
+	return true
+}
+
+// noPage is an address that no page has.
+const noPage = 1
+
+// updateAPICPage recomputes where c's local APIC has its registers in memory.
+func (c *CPU) updateAPICPage() {
+	base := c.e.chips.LAPIC(c.id).Base()
+	c.apicPage = noPage
+	if base&(vcpu.APICBaseEnable|vcpu.APICBaseX2APIC) == vcpu.APICBaseEnable {
+		c.apicPage = base & pteAddr
+	}
+}
+
+// tscAt is the value of the machine's clock, which the TSCs count, when it has executed
+// count instructions.
+func (e *Engine) tscAt(count int64) uint64 { return uint64(e.clock.at(count)) }
+
+// tscTime is the time at which a CPU's TSC reaches a value.
+func (e *Engine) tscTime(cpu int, tsc uint64) int64 {
+	off := e.cpus[cpu].tscOffset
+	if tsc < off { // it has wrapped, or was there before the machine was made
+		return 0
+	}
+	if t := tsc - off; t < never {
+		return int64(t)
+	}
+	return never
+}
+
+// tscChanged says that c's TSC has jumped, on which its deadline timer depends.
+func (e *Engine) tscChanged(c *CPU) {
+	e.chips.LAPIC(c.id).TSCChanged()
+	e.retime()
+}
+
+// readAPIC and writeAPIC access the local APIC through MSRs: IA32_APIC_BASE,
+// IA32_TSC_DEADLINE and those of x2APIC mode. They report false for #GP.
+func (e *Engine) readAPIC(c *CPU, index uint32) (uint64, bool) {
+	l := e.chips.LAPIC(c.id)
+	switch index {
+	case msrAPICBase:
+		return l.Base(), true
+	case msrTSCDeadline:
+		return l.Deadline(), true
+	}
+	return l.ReadMSR(index)
+}
+
+func (e *Engine) writeAPIC(c *CPU, index uint32, v uint64) bool {
+	l := e.chips.LAPIC(c.id)
+	e.retime()
+	switch index {
+	case msrAPICBase:
+		if !l.SetBase(v) {
+			return false
+		}
+		c.updateAPICPage()
+		c.flushTLB()
+		return true
+	case msrTSCDeadline:
+		l.SetDeadline(v)
+		return true
+	}
+	return l.WriteMSR(index, v)
+}
+
+// taskPriority and setTaskPriority are CR8.
+func (e *Engine) taskPriority(c *CPU) uint8 { return e.chips.LAPIC(c.id).TPR() }
+
+func (e *Engine) setTaskPriority(c *CPU, v uint8) { e.chips.LAPIC(c.id).SetTPR(v) }
+
+// portIn and portOut serve the ports of the interrupt chips. They report false for any
+// other port.
+func (e *Engine) portIn(port uint16, size uint8) (v uint64, ok bool) {
+	p := e.chips.Ports()
+	if !p.HandlesPort(port) {
+		return 0, false
+	}
+	for i := range size {
+		b := byte(0xff)
+		if q := port + uint16(i); p.HandlesPort(q) {
+			b = p.ReadPort(q)
+		}
+		v |= uint64(b) << (8 * i)
+	}
+	e.retime()
+	return v, true
+}
+
+func (e *Engine) portOut(port uint16, size uint8, v uint64) bool {
+	p := e.chips.Ports()
+	if !p.HandlesPort(port) {
+		return false
+	}
+	for i := range size {
+		if q := port + uint16(i); p.HandlesPort(q) {
+			p.WritePort(q, byte(v>>(8*i)))
+		}
+	}
+	e.retime()
+	return true
+}

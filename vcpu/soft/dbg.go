@@ -1,0 +1,30 @@
+package soft
+
+import (
+	"fmt"
+	"os"
+)
+
+var dbg = os.Getenv("SOFTDBG") != ""
+
+func (c *CPU) dbgFault() {
+	if dbg {
+		p := []byte{}
+		if pg, s := c.fetchPage(c.rip); s == next && pg != nil {
+			p = pg.bytes[c.rip&4095:]
+			if len(p) > 16 {
+				p = p[:16]
+			}
+		}
+		fmt.Fprintf(os.Stderr, "FAULT cpu%d vec %d code %#x cr2 %#x rip %#x mode %#x cpl %d count %d bytes % x rsp %#x\n", c.id, c.exc.vector, c.exc.code, c.cr2, c.rip, c.mode, c.cpl, c.end-c.left, p, c.r[4])
+	}
+}
+
+var dbgTrace = os.Getenv("SOFTTRACE") != ""
+
+func (c *CPU) dbgBlock(b *block) {
+	if dbgTrace {
+		n := min(int(b.size), 4096-int(b.off))
+		fmt.Fprintf(os.Stderr, "B %d rip %#x rax %#x rbx %#x rcx %#x rdx %#x rsi %#x rdi %#x rsp %#x rbp %#x fl %#x % x\n", c.end-c.left, c.rip, c.r[0], c.r[3], c.r[1], c.r[2], c.r[6], c.r[7], c.r[4], c.r[5], c.rflags(), b.page.bytes[b.off:int(b.off)+n])
+	}
+}
