@@ -239,8 +239,8 @@ func (c *CPU) lookupSlow(lin uint64, m mode) (*block, stop) {
 	if s != next {
 		return nil, s
 	}
-	if page == nil {
-		return c.deviceBlock(lin, m)
+	if page == nil { // a device, whose bytes nobody means as code
+		return nil, c.raise(excUD)
 	}
 	off := uint16(lin & (pageSize - 1))
 	if b := page.find(off, m); b != nil {

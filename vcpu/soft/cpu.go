@@ -5,6 +5,7 @@ import (
 
 	"github.com/vmkit-go/vmkit/vcpu"
 	"github.com/vmkit-go/vmkit/vcpu/soft/decode"
+	"github.com/vmkit-go/vmkit/vcpu/soft/float"
 )
 
 // The register file that micro-operations name. Beside the general registers it
@@ -188,7 +189,9 @@ type CPU struct {
 	exc   exception
 
 	xmm   [16]xmm
+	xmmT  [16]xmm // temporaries within one instruction, see CPU.x
 	mxcsr uint32
+	fm    float.MXCSR // of the instruction that runs, see floatBegin
 	fpu   fpu
 
 	seg  [6]vcpu.Segment // by number; bases are in r too, see setSegment

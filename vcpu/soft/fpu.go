@@ -36,3 +36,12 @@ func (f *fpu) reset() {
 
 // top is TOP.
 func (f *fpu) top() uint8 { return uint8(f.sw >> 11 & 7) }
+
+// pending reports whether an unmasked exception waits to be delivered: ES.
+func (f *fpu) pending() bool { return f.sw&0x80 != 0 }
+
+// enterMMX is what every MMX instruction does: all registers are in use, TOP is 0.
+func (f *fpu) enterMMX() { f.sw, f.tw = f.sw&^fpuTop, 0xff }
+
+// leaveMMX is EMMS: no register is in use.
+func (f *fpu) leaveMMX() { f.sw, f.tw = f.sw&^fpuTop, 0 }

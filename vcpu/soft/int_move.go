@@ -91,7 +91,12 @@ func registerMoves() {
 	span(p, func(l *lowerer) bool { // XCHG with the accumulator
 		r := l.in.Op&7 | l.in.REX<<3&8
 		if r == 0 {
-			return l.nopOrPause()
+			if l.in.Rep == 0xf3 {
+				l.terminate((*CPU).pause)
+			} else {
+				l.emit(kindNop)
+			}
+			return true
 		}
 		u := l.call((*CPU).xchg)
 		u.d, u.s, u.size = r, regRAX, l.in.OpSize

@@ -8,16 +8,17 @@ import (
 
 // lowerer turns instructions into the micro-operations of a block.
 type lowerer struct {
-	in      decode.Inst
-	m       mode
-	ops     []uop
-	n       uint8  // instructions so far
-	off     uint16 // of the instruction from the block's first byte
-	start   uint16 // of the block in its page
-	ended   bool   // the instruction ends the block
-	local   [2]bool
-	first   int   // where the instruction's micro-operations begin
-	lastLen uint8 // of the last instruction that was lowered
+	in         decode.Inst
+	m          mode
+	ops        []uop
+	n          uint8  // instructions so far
+	off        uint16 // of the instruction from the block's first byte
+	start      uint16 // of the block in its page
+	ended      bool   // the instruction ends the block
+	local      [2]bool
+	first      int   // where the instruction's micro-operations begin
+	lastLen    uint8 // of the last instruction that was lowered
+	checkedSSE bool  // see lowerer.sse
 }
 
 // lowering makes the micro-operations of the instruction l.in, and reports false if
@@ -39,6 +40,7 @@ func (l *lowerer) build(c *CPU, page *codePage, lin uint64, m mode) (*block, sto
 	l.m, l.ops, l.n, l.off, l.ended = m, l.ops[:0], 0, 0, false
 	l.start = uint16(lin & (pageSize - 1))
 	l.local = [2]bool{}
+	l.checkedSSE = false
 	limit := uint8(maxInsns)
 	if m&modeSingle != 0 {
 		limit = 1

@@ -12,6 +12,7 @@ func init() {
 	registerStrings()
 	registerDecimal()
 	registerBMI()
+	registerSSE()
 }
 
 // each enters f at several opcodes of a table.

@@ -1,0 +1,252 @@
+package float
+
+import (
+	"fmt"
+	"math"
+	"testing"
+
+	"github.com/vmkit-go/vmkit/vcpu/soft/float/hardware"
+)
+
+// sseCase does in software what an SSE instruction does to the lowest element
+// of a and b, or to the integer v. It returns the element, the integer or the
+// flags ZF, PF and CF.
+type sseCase struct {
+	name string
+	from *format // of the operands, nil for v
+	out  byte    // 'd', 's' for floats; 'q', 'l' for integers in RAX, 'L' in XMM0; 'f' for flags
+	soft func(m *MXCSR, a, b uint64, v int64) uint64
+}
+
+func sseCases() []sseCase {
+	var cases []sseCase
+	two := func(name string, f64 func(m *MXCSR, a, b uint64) uint64, f32 func(m *MXCSR, a, b uint32) uint32) {
+		cases = append(cases,
+			sseCase{name + "SD", &binary64, 'd', func(m *MXCSR, a, b uint64, _ int64) uint64 { return f64(m, a, b) }},
+			sseCase{name + "SS", &binary32, 's', func(m *MXCSR, a, b uint64, _ int64) uint64 { return uint64(f32(m, uint32(a), uint32(b))) }})
+	}
+	two("ADD", (*MXCSR).Add64, (*MXCSR).Add32)
+	two("SUB", (*MXCSR).Sub64, (*MXCSR).Sub32)
+	two("MUL", (*MXCSR).Mul64, (*MXCSR).Mul32)
+	two("DIV", (*MXCSR).Div64, (*MXCSR).Div32)
+	two("MIN", (*MXCSR).Min64, (*MXCSR).Min32)
+	two("MAX", (*MXCSR).Max64, (*MXCSR).Max32)
+	two("SQRT", func(m *MXCSR, _, b uint64) uint64 { return m.Sqrt64(b) }, func(m *MXCSR, _, b uint32) uint32 { return m.Sqrt32(b) })
+	for i, p := range []string{"EQ", "LT", "LE", "UNORD", "NEQ", "NLT", "NLE", "ORD"} {
+		two("CMP"+p, func(m *MXCSR, a, b uint64) uint64 {
+			if m.Cmp64(a, b, uint8(i)) {
+				return math.MaxUint64
+			}
+			return 0
+		}, func(m *MXCSR, a, b uint32) uint32 {
+			if m.Cmp32(a, b, uint8(i)) {
+				return math.MaxUint32
+			}
+			return 0
+		})
+	}
+	for imm := range uint8(16) {
+		cases = append(cases,
+			sseCase{fmt.Sprint("ROUNDSD", imm), &binary64, 'd', func(m *MXCSR, a, _ uint64, _ int64) uint64 { return m.RoundInt64(a, imm) }},
+			sseCase{fmt.Sprint("ROUNDSS", imm), &binary32, 's', func(m *MXCSR, a, _ uint64, _ int64) uint64 {
+				return uint64(m.RoundInt32(uint32(a), imm))
+			}})
+	}
+	for _, trunc := range []bool{false, true} {
+		t := map[bool]string{true: "T"}[trunc]
+		f64l := func(m *MXCSR, a, _ uint64, _ int64) uint64 { return uint64(uint32(m.Float64ToInt32(a, trunc))) }
+		f32l := func(m *MXCSR, a, _ uint64, _ int64) uint64 { return uint64(uint32(m.Float32ToInt32(uint32(a), trunc))) }
+		cases = append(cases,
+			sseCase{"CVT" + t + "SD2SI32", &binary64, 'l', f64l}, sseCase{"CVT" + t + "PD2DQ", &binary64, 'L', f64l},
+			sseCase{"CVT" + t + "SS2SI32", &binary32, 'l', f32l}, sseCase{"CVT" + t + "PS2DQ", &binary32, 'L', f32l},
+			sseCase{"CVT" + t + "SD2SI64", &binary64, 'q', func(m *MXCSR, a, _ uint64, _ int64) uint64 { return uint64(m.Float64ToInt64(a, trunc)) }},
+			sseCase{"CVT" + t + "SS2SI64", &binary32, 'q', func(m *MXCSR, a, _ uint64, _ int64) uint64 {
+				return uint64(m.Float32ToInt64(uint32(a), trunc))
+			}})
+	}
+	return append(cases,
+		sseCase{"CVTSI2SD32", nil, 'd', func(m *MXCSR, _, _ uint64, v int64) uint64 { return m.IntToFloat64(int64(int32(v))) }},
+		sseCase{"CVTSI2SD64", nil, 'd', func(m *MXCSR, _, _ uint64, v int64) uint64 { return m.IntToFloat64(v) }},
+		sseCase{"CVTSI2SS32", nil, 's', func(m *MXCSR, _, _ uint64, v int64) uint64 { return uint64(m.IntToFloat32(int64(int32(v)))) }},
+		sseCase{"CVTSI2SS64", nil, 's', func(m *MXCSR, _, _ uint64, v int64) uint64 { return uint64(m.IntToFloat32(v)) }},
+		sseCase{"CVTSS2SD", &binary32, 'd', func(m *MXCSR, a, _ uint64, _ int64) uint64 { return m.Float32To64(uint32(a)) }},
+		sseCase{"CVTSD2SS", &binary64, 's', func(m *MXCSR, a, _ uint64, _ int64) uint64 { return uint64(m.Float64To32(a)) }},
+		sseCase{"COMISD", &binary64, 'f', func(m *MXCSR, a, b uint64, _ int64) uint64 { return uint64(m.Comi64(a, b)) }},
+		sseCase{"UCOMISD", &binary64, 'f', func(m *MXCSR, a, b uint64, _ int64) uint64 { return uint64(m.Ucomi64(a, b)) }},
+		sseCase{"COMISS", &binary32, 'f', func(m *MXCSR, a, b uint64, _ int64) uint64 { return uint64(m.Comi32(uint32(a), uint32(b))) }},
+		sseCase{"UCOMISS", &binary32, 'f', func(m *MXCSR, a, b uint64, _ int64) uint64 { return uint64(m.Ucomi32(uint32(a), uint32(b))) }})
+}
+
+// result returns what of s the output of the instruction is.
+func (c *sseCase) result(s *hardware.SSE) uint64 {
+	switch c.out {
+	case 'd':
+		return s.R[0]
+	case 's', 'L':
+		return s.R[0] & math.MaxUint32
+	case 'l':
+		return s.GPR & math.MaxUint32
+	case 'q':
+		return s.GPR
+	}
+	return s.RFLAGS & 0x45
+}
+
+// mxcsr draws a register: half of them round to nearest, some with PE set,
+// some with DAZ or FTZ. All exceptions are masked.
+func (s source) mxcsr() MXCSR {
+	m := DefaultMXCSR
+	if s.IntN(2) == 0 {
+		m |= MXCSR(s.IntN(4)) << rcShift
+	}
+	if s.IntN(2) == 0 {
+		m |= PE
+	}
+	if s.IntN(4) == 0 {
+		m |= daz
+	}
+	if s.IntN(4) == 0 {
+		m |= ftz
+	}
+	return m
+}
+
+func TestSSE(t *testing.T) {
+	for _, c := range sseCases() {
+		t.Run(c.name, func(t *testing.T) {
+			hard, ok := hardware.SSEInstr(c.name)
+			if !ok {
+				t.Fatal("the processor has no such instruction")
+			}
+			s := newSource(t)
+			bad := 0
+			for range rounds(t, 50_000) {
+				var a, b uint64
+				v := int64(s.mant(64)) >> s.IntN(64)
+				if c.from != nil {
+					a = s.ieee(c.from, nil)
+					b = s.ieee(c.from, &a)
+				}
+				m := s.mxcsr()
+				in := hardware.SSE{A: [2]uint64{a}, B: [2]uint64{b}, GPR: uint64(v), MXCSR: uint32(m)}
+				hard(&in)
+				want, wantM := c.result(&in), MXCSR(in.Out)
+				gotM := m
+				if got := c.soft(&gotM, a, b, v); got != want || gotM != wantM {
+					t.Errorf("%#x, %#x, %#x, MXCSR %#x: got %#x, %#x; want %#x, %#x", a, b, v, m, got, gotM, want, wantM)
+					if bad++; bad == 10 {
+						t.FailNow()
+					}
+				}
+			}
+		})
+	}
+}
+
+// With exceptions unmasked, what counts is which flags are raised and whether #XM
+// is due. A SIGFPE costs microseconds, so there are fewer rounds.
+func TestSSEUnmasked(t *testing.T) {
+	for _, c := range sseCases() {
+		hard, _ := hardware.SSEInstr(c.name)
+		s := newSource(t)
+		for range rounds(t, 1000) {
+			var a, b uint64
+			v := int64(s.mant(64)) >> s.IntN(64)
+			if c.from != nil {
+				a = s.ieee(c.from, nil)
+				b = s.ieee(c.from, &a)
+			}
+			m := s.mxcsr() &^ MXCSR(s.IntN(64)<<maskShift)
+			in := hardware.SSE{A: [2]uint64{a}, B: [2]uint64{b}, GPR: uint64(v), MXCSR: uint32(m)}
+			want := in.Trap(hard)
+			gotM, element := m, m.Begin()
+			r := c.soft(&element, a, b, v)
+			got := gotM.End(element)
+			if got != want || gotM != MXCSR(in.Out) || !want && r != c.result(&in) {
+				t.Fatalf("%s: %#x, %#x, %#x, MXCSR %#x: got %#x, #XM %v; want %#x, #XM %v", c.name, a, b, v, m, gotM, got, in.Out, want)
+			}
+		}
+	}
+}
+
+// The elements of one instruction raise exceptions together.
+func TestSSEPacked(t *testing.T) {
+	s := newSource(t)
+	for _, c := range []struct {
+		name string
+		soft func(m *MXCSR, a, b [2]uint64) [2]uint64
+	}{
+		{"ADDPD", func(m *MXCSR, a, b [2]uint64) [2]uint64 { return [2]uint64{m.Add64(a[0], b[0]), m.Add64(a[1], b[1])} }},
+		{"MULPD", func(m *MXCSR, a, b [2]uint64) [2]uint64 { return [2]uint64{m.Mul64(a[0], b[0]), m.Mul64(a[1], b[1])} }},
+		{"DIVPD", func(m *MXCSR, a, b [2]uint64) [2]uint64 { return [2]uint64{m.Div64(a[0], b[0]), m.Div64(a[1], b[1])} }},
+		{"DPPD51", func(m *MXCSR, a, b [2]uint64) [2]uint64 { return m.Dot64(a, b, 0x33) }},
+		{"DPPD17", func(m *MXCSR, a, b [2]uint64) [2]uint64 { return m.Dot64(a, b, 0x11) }},
+		{"DPPS255", dot(0xFF)}, {"DPPS113", dot(0x71)}, {"DPPS178", dot(0xB2)},
+	} {
+		hard, ok := hardware.SSEInstr(c.name)
+		if !ok {
+			t.Fatalf("the processor has no %s", c.name)
+		}
+		for i := range rounds(t, 20_000) {
+			var a, b [2]uint64
+			for i := range a {
+				if c.name[:4] == "DPPS" {
+					x := s.ieee(&binary32, nil)
+					a[i] = x | s.ieee(&binary32, &x)<<32
+					b[i] = s.ieee(&binary32, &x) | s.ieee(&binary32, nil)<<32
+				} else {
+					a[i] = s.ieee(&binary64, nil)
+					b[i] = s.ieee(&binary64, &a[i])
+				}
+			}
+			m := s.mxcsr()
+			if c.name[0] != 'D' || c.name[1] != 'P' {
+				if i%20 == 0 {
+					m &^= MXCSR(s.IntN(64) << maskShift)
+				}
+			}
+			in := hardware.SSE{A: a, B: b, MXCSR: uint32(m)}
+			want := in.Trap(hard)
+			gotM, element := m, m.Begin()
+			r := c.soft(&element, a, b)
+			got := gotM.End(element)
+			if got != want || gotM != MXCSR(in.Out) || !want && r != in.R {
+				t.Fatalf("%s: %#x, %#x, MXCSR %#x: got %#x, %#x, #XM %v; want %#x, %#x, #XM %v", c.name, a, b, m, r, gotM, got, in.R, in.Out, want)
+			}
+		}
+	}
+}
+
+func dot(imm uint8) func(m *MXCSR, a, b [2]uint64) [2]uint64 {
+	return func(m *MXCSR, a, b [2]uint64) [2]uint64 {
+		split := func(v [2]uint64) [4]uint32 {
+			return [4]uint32{uint32(v[0]), uint32(v[0] >> 32), uint32(v[1]), uint32(v[1] >> 32)}
+		}
+		r := m.Dot32(split(a), split(b), imm)
+		return [2]uint64{uint64(r[0]) | uint64(r[1])<<32, uint64(r[2]) | uint64(r[3])<<32}
+	}
+}
+
+// RCPSS and RSQRTSS need only be close to the true value, and special cases equal.
+func TestApproximations(t *testing.T) {
+	for _, c := range []struct {
+		name string
+		soft func(uint32) uint32
+	}{{"RCPSS", Rcp32}, {"RSQRTSS", Rsqrt32}} {
+		hard, ok := hardware.SSEInstr(c.name)
+		if !ok {
+			t.Fatalf("the processor has no %s", c.name)
+		}
+		s := newSource(t)
+		for range rounds(t, 50_000) {
+			a := s.ieee(&binary32, nil)
+			in := hardware.SSE{B: [2]uint64{a}, MXCSR: uint32(s.mxcsr())}
+			hard(&in)
+			got, want := c.soft(uint32(a)), uint32(in.R[0])
+			x, y := float64(math.Float32frombits(got)), float64(math.Float32frombits(want))
+			if got != want && !(math.Abs(x-y) <= 3.0/(1<<12)*math.Abs(y)) || in.Out != in.MXCSR {
+				t.Fatalf("%s %#x: got %#x, want about %#x", c.name, a, got, want)
+			}
+		}
+	}
+}
