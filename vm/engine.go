@@ -35,7 +35,11 @@ func newEngine(mem *memory.Memory, cfg Config, cpuid vcpu.CPUID) (vcpu.Engine, s
 	}
 	switch name {
 	case EngineKVM:
-		e, err := kvmcpu.New(mem, kvmcpu.Config{CPUs: cfg.CPUs, Model: cfg.Model, CPUID: cpuid})
+		k := kvmcpu.Config{CPUs: cfg.CPUs, Model: cfg.Model, CPUID: cpuid}
+		if cfg.Portable {
+			k.Within = soft.Supported()
+		}
+		e, err := kvmcpu.New(mem, k)
 		if err != nil {
 			return nil, name, err // not e: a nil *Engine is no nil Engine
 		}

@@ -28,6 +28,7 @@ type options struct {
 	cpus           int
 	memory         uint64
 	model          vcpu.Model
+	portable       bool
 	append         string
 	transport      vm.Transport
 	protocol       boot.Protocol
@@ -162,6 +163,7 @@ func (o *options) shapeFlags(fs *flag.FlagSet) {
 		o.model, err = vcpu.ParseModel(s)
 		return err
 	})
+	fs.BoolVar(&o.portable, "portable", false, "hide from the guest what only one engine has, so that it may be saved on one and loaded on the other")
 	fs.StringVar(&o.append, "append", "", "`words` to add to the kernel's command line")
 	choose(fs, "transport", "what devices are attached `over`: pci or mmio (default pci)", &o.transport, transports)
 	choose(fs, "protocol", "enter the kernel by this boot `protocol`: 64 or pvh (default 64)", &o.protocol, protocols)
