@@ -29,7 +29,8 @@ type jump struct {
 // a page of guest-physical memory and does not depend on where that is mapped. Its last
 // micro-operation leaves it.
 type block struct {
-	n    int64 // instructions; deadBlock once what it was made of has changed
+	n    int64 // instructions
+	need int64 // n, or deadBlock once what it was made of has changed
 	ops  []uop
 	link [2]*block // where link0 and link1 go, if that is in the same page
 	page *codePage
@@ -46,7 +47,7 @@ type block struct {
 // deadBlock makes the check of the instruction budget fail.
 const deadBlock = math.MaxInt64
 
-func (b *block) dead() bool { return b.n == deadBlock }
+func (b *block) dead() bool { return b.need == deadBlock }
 
 // codePage is a page of guest memory with the blocks that begin or end in it.
 type codePage struct {
@@ -168,7 +169,7 @@ func (cc *codeCache) drop(b *block) {
 		q.live--
 	}
 	cc.uops -= b.uops
-	b.n = deadBlock
+	b.need = deadBlock
 	b.link = [2]*block{}
 }
 

@@ -24,7 +24,7 @@ const (
 // nothing, except that a block that is not there yet is made.
 func (c *CPU) execute(b *block) stop {
 	for {
-		if c.left < b.n {
+		if c.left < b.need {
 			return budget
 		}
 		c.left -= b.n

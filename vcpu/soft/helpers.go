@@ -68,7 +68,7 @@ func (c *CPU) finish(u *uop) stop {
 			}
 		}
 	}
-	t.n, t.mode = b.n, b.mode
+	t.n, t.need, t.mode = b.n, b.n, b.mode
 	end := *u
 	end.kind, end.fn = kindCall, (*CPU).endTail
 	t.ops = append(t.ops, end)

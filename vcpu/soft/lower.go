@@ -82,7 +82,7 @@ func (l *lowerer) build(c *CPU, page *codePage, lin uint64, m mode) (*block, sto
 		l.n, l.off = l.n+1, l.off+n
 	}
 	l.dropDeadFlags()
-	b.n = int64(l.n)
+	b.n, b.need = int64(l.n), int64(l.n)
 	b.size = l.off
 	b.local = l.local
 	b.ops = append(make([]uop, 0, len(l.ops)), l.ops...)

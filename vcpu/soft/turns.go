@@ -131,6 +131,7 @@ func (r runner) Run(exit *vcpu.Exit) error {
 			return nil
 		}
 		e.runDue()
+		e.dbgTick()
 		if e.kicked.Load() || e.hasInterjected.Load() {
 			continue
 		}
