@@ -37,7 +37,7 @@ func main() {
 	flag.StringVar(&o.disk, "disk", "", "raw disk image, if any")
 	flag.Uint64Var(&o.memory, "memory", 256<<20, "guest memory in bytes")
 	flag.BoolVar(&o.mmio, "mmio", false, "attach devices by MMIO instead of PCI")
-	flag.StringVar(&o.engine, "engine", "", "engine that runs the CPUs")
+	flag.StringVar(&o.engine, "engine", vm.EngineKVM, "engine that runs the CPUs")
 	flag.BoolVar(&o.verbose, "v", false, "say on standard error when what is done")
 	flag.StringVar(&o.profile, "cpuprofile", "", "write a CPU profile up to the guest's first result")
 	flag.Parse()
