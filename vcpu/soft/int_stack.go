@@ -180,40 +180,33 @@ func (c *CPU) popa(u *uop) stop {
 func (c *CPU) enterFrame(u *uop) stop {
 	n := uint64(u.size)
 	level := uint64(u.cc & 31)
-	var frame [32]uint64
-	m := c.stackMask()
-	for i := uint64(1); i < level; i++ {
-		lin, s := c.stack(c.r[regRBP]-n*i, u.size)
-		if s != next {
-			return s
-		}
-		v, s := c.readIn(c.space, true, lin, u.size)
-		if s != next {
-			return s
-		}
-		frame[i] = v
-	}
+	fp := (c.r[regRSP] - n) & c.stackMask()
 	pushes := uint64(1)
 	if level > 0 {
 		pushes = 1 + level
 	}
-	for i := uint64(1); i <= pushes; i++ {
-		if s := c.probeStack(-n*i, u.size); s != next {
-			return s
+	// As on processors, what is pushed may be what a later step reads; and if a
+	// step faults, the ones before it have written below RSP.
+	result := c.pokeStack(-n, u.size, c.r[regRBP])
+	for i := uint64(1); i <= level && result <= leave; i++ {
+		v := fp
+		if i < level {
+			lin, s := c.stack(c.r[regRBP]-n*i, u.size)
+			if s != next {
+				return s
+			}
+			if v, s = c.readIn(c.space, true, lin, u.size); s != next {
+				return s
+			}
 		}
+		result = max(result, c.pokeStack(-n*(i+1), u.size, v))
+	}
+	if result > leave {
+		return result
 	}
 	// The instruction checks that the new top can be written.
 	if s := c.probeStack(-n*pushes-u.imm, 1); s != next {
 		return s
-	}
-	result := c.pokeStack(-n, u.size, c.r[regRBP])
-	fp := (c.r[regRSP] - n) & m
-	for i := uint64(1); i <= level; i++ {
-		v := frame[i]
-		if i == level {
-			v = fp
-		}
-		result = max(result, c.pokeStack(-n*(i+1), u.size, v))
 	}
 	c.set(regRBP, u.size, fp)
 	c.addSP(-n*pushes - u.imm)
