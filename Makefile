@@ -13,7 +13,7 @@ STEPS ?= 40000000
 # How many rounds of kill -9 and power cuts `make soak` makes of each kind.
 ROUNDS ?= 1000
 
-.PHONY: help demo test bench lint fuzz proofs hostile soak deps
+.PHONY: help demo test bench lint fuzz proofs hostile soak deps demo-deps
 
 help:
 	@echo 'make demo              boot Debian'\''s cloud kernel and run a command in it'
@@ -25,7 +25,7 @@ help:
 	@echo 'make soak [ROUNDS=N]   N rounds (1000) of each test that kills a process or cuts the power'
 	@echo 'make hostile [STEPS=N] set a hostile driver on every virtio device for N steps'
 
-demo: deps
+demo: demo-deps
 	$(GO) run ./examples/vmm run -- sh -c 'echo "hello from $$(uname -sr), running on $$(nproc) CPU(s)"'
 
 test: deps
@@ -52,3 +52,6 @@ soak: deps
 
 deps:
 	@sh internal/build/deps.sh
+
+demo-deps:
+	@sh internal/build/deps.sh demo

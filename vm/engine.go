@@ -35,7 +35,11 @@ func newEngine(mem *memory.Memory, cfg Config, cpuid vcpu.CPUID) (vcpu.Engine, s
 	}
 	switch name {
 	case EngineKVM:
-		e, err := kvmcpu.New(mem, kvmcpu.Config{CPUs: cfg.CPUs, Model: cfg.Model, CPUID: cpuid})
+		k := kvmcpu.Config{CPUs: cfg.CPUs, Model: cfg.Model, CPUID: cpuid}
+		if cfg.Portable {
+			k.Within = soft.Supported()
+		}
+		e, err := kvmcpu.New(mem, k)
 		if err != nil {
 			return nil, name, err // not e: a nil *Engine is no nil Engine
 		}
@@ -60,7 +64,7 @@ var chosen struct {
 // ChooseEngine returns the engine that EngineAuto means on this host, and why,
 // if that is not KVM: in words that follow a colon or begin a sentence. The
 // first call tries what the host's KVM can do, which takes some milliseconds,
-// or a tenth of a second if it emulates kernel code.
+// or some tens of them if it emulates kernel code.
 func ChooseEngine() (name, why string) {
 	chosen.Lock()
 	defer chosen.Unlock()
@@ -86,3 +90,13 @@ func ChooseEngine() (name, why string) {
 // Engine is the name of the engine that runs the machine's CPUs: EngineKVM or
 // EngineSoft.
 func (m *Machine) Engine() string { return m.engineName }
+
+// Instructions is how many instructions the guest has executed, on an engine that
+// counts them. It may be called while the machine is paused, and where the guest's
+// accesses are served, such as from the writer of its serial port.
+func (m *Machine) Instructions() (n uint64, ok bool) {
+	if c, ok := m.engine.(interface{ Instructions() uint64 }); ok {
+		return c.Instructions(), true
+	}
+	return 0, false
+}

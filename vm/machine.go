@@ -79,6 +79,10 @@ type Config struct {
 	// Engine names the engine that runs the CPUs: EngineKVM, EngineSoft, or
 	// EngineAuto, which is the default.
 	Engine string
+	// Portable hides from the guest what not every engine can give, such as
+	// vector instructions and KVM's own clock, so that it may go on, after Save
+	// and Load, on another engine than it booted on.
+	Portable bool
 	// StartTime is the time of day that the guest finds when the machine is
 	// made, or loaded, for runs that are to repeat themselves. Default: the
 	// host's.

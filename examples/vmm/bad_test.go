@@ -71,7 +71,10 @@ func TestBadInput(t *testing.T) {
 		{"an unknown model", "run -cpu 8086", statusUsage, "8086"},
 		{"an unknown transport", "run -transport isa", statusUsage, "isa"},
 		{"an unknown protocol", "run -protocol dos", statusUsage, "dos"},
-		{"an unknown engine", "run -engine steam", statusFailed, "steam"},
+		{"an unknown engine", "run -engine steam", statusUsage, "want auto or kvm or soft"},
+		{"an unknown engine to load on", "load -engine steam " + dir, statusUsage, "want auto or kvm or soft"},
+		{"a nested host for soft", "run -engine soft -nested always", statusUsage, "-engine soft needs no nested host"},
+		{"half a nested host", "run -nested sometimes", statusUsage, "want always or never"},
 		{"an unknown flag", "run -turbo", statusUsage, "-turbo"},
 		{"a missing tap", "run -net tap=no-such-tap0123456789", statusFailed, "no-such-tap"},
 		{"a tap without a name", "run -net guest=10.0.0.1/24", statusUsage, "tap"},
@@ -87,7 +90,7 @@ func TestBadInput(t *testing.T) {
 	} {
 		args := strings.Fields(tt.args)
 		if args[0] == "run" || args[0] == "load" {
-			args = append([]string{args[0], "-nested", "never"}, args[1:]...)
+			args = append([]string{args[0], "-engine", "kvm"}, args[1:]...)
 		}
 		r := run(t, args...)
 		oneLine(t, tt.name, r, tt.want)
@@ -108,7 +111,7 @@ func TestNoPermission(t *testing.T) {
 	if info.Mode()&0o006 != 0 {
 		t.Skip("everybody may use this host's /dev/kvm")
 	}
-	for _, args := range [][]string{{"run"}, {"run", "-nested", "never"}, {"run", "--", "true"}} {
+	for _, args := range [][]string{{"run", "-engine", "kvm"}, {"run", "-engine", "kvm", "--", "true"}} {
 		cmd := command(t, args...)
 		nobody(t, cmd.Path)
 		for _, kv := range cmd.Env {
@@ -137,9 +140,9 @@ func TestProbe(t *testing.T) {
 	r := run(t, "probe")
 	require.Equal(t, 0, r.status, "%s", r.stderr)
 	require.Empty(t, r.stderr)
-	want := []string{"kvm", "no: KVM cannot run a kernel here: ", "in the nested host"}
+	want := []string{"kvm", "no: KVM cannot run a kernel here: ", "on soft"}
 	if kvmtest.Native(t, sys) {
-		want = []string{"kvm", "yes: KVM runs kernel code natively", "natively", "x86-64-v1"}
+		want = []string{"kvm", "yes: KVM runs kernel code natively", "on kvm", "x86-64-v1"}
 	}
 	for _, text := range want {
 		require.Contains(t, r.stdout, text)

@@ -54,6 +54,6 @@ func TestBadImages(t *testing.T) {
 		{base + ",format=qcow2,backing=x", "FILE:FORMAT"},
 		{base + ",rw", "unknown setting"},
 	} {
-		oneLine(t, c.disk, run(t, "run", "-nested", "never", "-disk", c.disk), c.want)
+		oneLine(t, c.disk, run(t, "run", "-engine", "kvm", "-disk", c.disk), c.want)
 	}
 }

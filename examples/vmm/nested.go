@@ -13,39 +13,7 @@ import (
 	"github.com/vmkit-go/vmkit/disk/nbd"
 	"github.com/vmkit-go/vmkit/disk/qcow2"
 	"github.com/vmkit-go/vmkit/internal/nestedkvm"
-	"github.com/vmkit-go/vmkit/kvm"
-	"github.com/vmkit-go/vmkit/vcpu/kvmcpu"
 )
-
-// needsNested says whether the guest has to run in the nested host, and tells
-// the user why.
-func (o *options) needsNested() (bool, error) {
-	inside := os.Getenv("VMKIT_NESTED") == "1"
-	switch {
-	case o.nested == "never" || inside:
-		// Find out about a missing permission before anything is fetched.
-		sys, err := kvm.Open()
-		if err != nil {
-			return false, err
-		}
-		return false, sys.Close()
-	case o.nested == "always":
-		return true, nil
-	}
-	r, err := kvmcpu.Probe("")
-	switch {
-	case err == nil && r.Native:
-		return false, nil
-	case errors.Is(err, os.ErrPermission):
-		return false, fmt.Errorf("%w (join the group that owns the device, or use -nested always)", err)
-	case err == nil:
-		err = fmt.Errorf("KVM cannot run a kernel here: %s", r.Reason)
-	default:
-		err = fmt.Errorf("no KVM on this host: %w", err)
-	}
-	fmt.Fprintf(os.Stderr, "vmm: %v\nvmm: running in a nested host instead (kvm-amd under QEMU's emulator), which takes a while\n", err)
-	return true, nil
-}
 
 // runNested runs this program with the same arguments in a nested host, to
 // which the files that they name are carried and the disks attached.
@@ -56,15 +24,19 @@ func runNested(ctx context.Context, o *options, command string, args []string) (
 	if o.control != "" {
 		return errors.New("-control: the nested host ends with its guest, so there is nothing to save to")
 	}
+	fmt.Fprintln(os.Stderr, "vmm: running in a nested host (kvm-amd under QEMU's emulator), which takes a while")
 	self, err := os.Executable()
 	if err != nil {
 		return err
 	}
-	inner := []string{command, "-nested", "never", "-cpus", fmt.Sprint(o.cpus), "-memory", fmt.Sprint(o.memory),
+	inner := []string{command, "-engine", "kvm", "-cpus", fmt.Sprint(o.cpus), "-memory", fmt.Sprint(o.memory),
 		"-cpu", o.model.String(), "-append", o.append, "-transport", o.transport.String(),
 		"-protocol", chosen(o.protocol, protocols), "-unpack", chosen(o.unpack, unpackers)}
 	if o.verbose {
 		inner = append(inner, "-v")
+	}
+	if o.portable {
+		inner = append(inner, "-portable")
 	}
 	cmd := nestedkvm.Cmd{
 		Path: "/usr/local/bin/vmm", Stdin: os.Stdin, Stdout: os.Stdout, Stderr: os.Stderr,

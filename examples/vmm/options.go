@@ -28,14 +28,16 @@ type options struct {
 	cpus           int
 	memory         uint64
 	model          vcpu.Model
+	portable       bool
 	append         string
 	transport      vm.Transport
 	protocol       boot.Protocol
 	unpack         boot.Unpack
 	engine         string
+	whySoft        string // why auto means soft here
 	nets           []netOption
 	control        string
-	nested         string
+	nested         bool
 	verbose        bool
 	status         string
 	progressMap    bool
@@ -62,14 +64,13 @@ type netOption struct {
 // parseOptions reads the flags of the subcommand name. What follows the flags
 // is left in the returned slice.
 func parseOptions(name string, args []string) (*options, []string, error) {
-	o := &options{cpus: 1, memory: 512 << 20, model: vcpu.ModelHost}
+	o := &options{cpus: 1, memory: 512 << 20, model: vcpu.ModelHost, engine: vm.EngineAuto}
 	fs := newFlags(name)
 	if name == "run" {
 		o.shapeFlags(fs)
 	}
 	fs.StringVar(&o.control, "control", "", "listen on this Unix `socket` for vmm save")
-	fs.StringVar(&o.engine, "engine", "auto", "`engine` to run on: auto or kvm")
-	fs.StringVar(&o.nested, "nested", "auto", "`when` to run in a nested KVM host: auto (this host's KVM cannot run a kernel), always or never")
+	choose(fs, "engine", "`engine` to run on: kvm (this host's processor), soft (an interpreter, which runs anywhere), or\nauto, which is kvm where it runs kernel code natively, and soft otherwise (default auto)", &o.engine, engines)
 	fs.StringVar(&o.status, "status", "", "serve the status of streamed disks as JSON on this `address`")
 	fs.BoolVar(&o.progressMap, "progress", false, "show on standard error how streamed disks arrive")
 	fs.BoolVar(&o.verbose, "v", false, "show the guest's serial port and what vmm does on standard error")
@@ -80,14 +81,6 @@ func parseOptions(name string, args []string) (*options, []string, error) {
 	if err != nil {
 		return nil, nil, err
 	}
-	if o.engine == "auto" {
-		o.engine = ""
-	}
-	switch o.nested {
-	case "auto", "always", "never":
-	default:
-		return nil, nil, usageError(fmt.Sprintf("-nested %s: want auto, always or never", o.nested))
-	}
 	return o, rest, o.check()
 }
 
@@ -96,6 +89,8 @@ func (o *options) check() error {
 	switch {
 	case o.cpus < 1 || o.cpus > vm.MaxCPUs:
 		return usageError(fmt.Sprintf("%d CPUs: a machine has 1 to %d", o.cpus, vm.MaxCPUs))
+	case o.nested && o.engine == vm.EngineSoft:
+		return usageError("-engine soft needs no nested host: leave out -nested")
 	case o.memory < vm.MinMemory || o.memory%memory.PageSize != 0:
 		return usageError(fmt.Sprintf("%d bytes of memory: want at least %d, in pages of %d", o.memory, vm.MinMemory, memory.PageSize))
 	}
@@ -105,6 +100,8 @@ func (o *options) check() error {
 var (
 	transports = map[string]vm.Transport{"pci": vm.PCI, "mmio": vm.MMIO}
 	protocols  = map[string]boot.Protocol{"64": boot.Protocol64, "pvh": boot.ProtocolPVH}
+	engines    = map[string]string{vm.EngineAuto: vm.EngineAuto, vm.EngineKVM: vm.EngineKVM, vm.EngineSoft: vm.EngineSoft}
+	nesting    = map[string]bool{"always": true, "never": false}
 	unpackers  = map[string]boot.Unpack{"host": boot.UnpackAuto, "guest": boot.UnpackNever}
 )
 
@@ -166,10 +163,12 @@ func (o *options) shapeFlags(fs *flag.FlagSet) {
 		o.model, err = vcpu.ParseModel(s)
 		return err
 	})
+	fs.BoolVar(&o.portable, "portable", false, "hide from the guest what only one engine has, so that it may be saved on one and loaded on the other")
 	fs.StringVar(&o.append, "append", "", "`words` to add to the kernel's command line")
 	choose(fs, "transport", "what devices are attached `over`: pci or mmio (default pci)", &o.transport, transports)
 	choose(fs, "protocol", "enter the kernel by this boot `protocol`: 64 or pvh (default 64)", &o.protocol, protocols)
 	choose(fs, "unpack", "`who` unpacks a bzImage: the host, where it can, or the guest (default host)", &o.unpack, unpackers)
+	choose(fs, "nested", "`when` to run on KVM in a nested host (kvm-amd under QEMU's emulator): always or never (default never)", &o.nested, nesting)
 	fs.Func("net", "network card: `tap=NAME`[,mac=M][,guest=ADDR/BITS][,gateway=ADDR][,queues=N]; repeatable", o.addNet)
 }
 

@@ -7,6 +7,7 @@ import (
 	"github.com/vmkit-go/vmkit/kvm"
 	"github.com/vmkit-go/vmkit/vcpu"
 	"github.com/vmkit-go/vmkit/vcpu/kvmcpu"
+	"github.com/vmkit-go/vmkit/vm"
 )
 
 // probeCommand says what this host can run, and why not.
@@ -17,18 +18,20 @@ func probeCommand(_ context.Context, args []string) error {
 	row := func(name, format string, values ...any) {
 		fmt.Printf("%-18s %s\n", name, fmt.Sprintf(format, values...))
 	}
+	engine, why := vm.ChooseEngine()
 	r, err := kvmcpu.Probe("")
-	if err != nil {
-		row("kvm", "no: %v", err)
-		row("vmm run", "in the nested host (QEMU's emulator with kvm-amd)")
-		return nil
-	}
-	if r.Native {
+	switch {
+	case err != nil:
+		row("kvm", "no: %s", why)
+	case r.Native:
 		row("kvm", "yes: %v", r)
-		row("vmm run", "natively")
-	} else {
+	default:
 		row("kvm", "no: %v", r)
-		row("vmm run", "in the nested host (QEMU's emulator with kvm-amd)")
+	}
+	row("soft", "yes: it interprets the CPU, and needs nothing of this host")
+	row("vmm run", "on %s", engine)
+	if err != nil {
+		return nil
 	}
 	sys, err := kvm.Open()
 	if err != nil {

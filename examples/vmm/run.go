@@ -25,10 +25,11 @@ func runCommand(ctx context.Context, args []string) error {
 	if len(o.command) > 0 && o.initrd != "" {
 		return usageError("a COMMAND is run by vmm's own initramfs: leave out -initrd or the command")
 	}
-	if nested, err := o.needsNested(); err != nil {
-		return err
-	} else if nested {
+	if o.nested {
 		return runNested(ctx, o, "run", args)
+	}
+	if err := o.chooseEngine(); err != nil {
+		return err
 	}
 	return runUntilOff(ctx, o, "")
 }
@@ -80,6 +81,7 @@ func runOnce(ctx context.Context, options *options, dir string) (err error) {
 	if err != nil {
 		return err
 	}
+	options.explain()
 	s.term.resized(running, s.console.Resize)
 	if o.control != "" {
 		c, err := serveControl(o.control, s.save)

@@ -27,6 +27,7 @@ type savedOptions struct {
 	CPUs      int         `json:"cpus"`
 	Memory    uint64      `json:"memory"`
 	Model     string      `json:"model"`
+	Portable  bool        `json:"portable,omitempty"`
 	Transport string      `json:"transport"`
 	Disks     []savedDisk `json:"disks"`
 	Nets      []savedNet  `json:"nets"`
@@ -75,7 +76,7 @@ type savedNet struct {
 func writeOptions(name string, o *options) error {
 	s := savedOptions{
 		Append: o.append, Protocol: chosen(o.protocol, protocols), Unpack: chosen(o.unpack, unpackers),
-		CPUs: o.cpus, Memory: o.memory, Model: o.model.String(), Transport: o.transport.String(), Command: o.command,
+		CPUs: o.cpus, Memory: o.memory, Model: o.model.String(), Portable: o.portable, Transport: o.transport.String(), Command: o.command,
 	}
 	for _, f := range []struct {
 		saved *string
@@ -125,7 +126,7 @@ func (o *options) readOptions(dir string) error {
 
 func (o *options) restore(s savedOptions) (err error) {
 	o.kernel, o.initrd, o.append = s.Kernel, s.Initrd, s.Append
-	o.cpus, o.memory, o.command = s.CPUs, s.Memory, s.Command
+	o.cpus, o.memory, o.portable, o.command = s.CPUs, s.Memory, s.Portable, s.Command
 	if o.model, err = vcpu.ParseModel(s.Model); err != nil {
 		return err
 	}
@@ -179,10 +180,8 @@ func loadCommand(ctx context.Context, args []string) error {
 	if err := o.readOptions(rest[0]); err != nil {
 		return err
 	}
-	if nested, err := o.needsNested(); err != nil {
+	if err := o.chooseEngine(); err != nil {
 		return err
-	} else if nested {
-		return errors.New("load: a saved guest goes on only under the KVM that saved it, and this host's cannot run a kernel")
 	}
 	return runUntilOff(ctx, o, rest[0])
 }

@@ -241,7 +241,10 @@ func (s *session) config() (vm.Config, error) {
 	}
 	cfg := vm.Config{
 		CPUs: s.o.cpus, Memory: s.o.memory, Model: s.o.model, Engine: s.o.engine,
-		Devices: devices, Transport: s.o.transport, Serial: vm.Serial{Out: s.serial},
+		Portable: s.o.portable, Devices: devices, Transport: s.o.transport, Serial: vm.Serial{Out: s.serial},
+		// A command has its result as soon as there is one; a user lives in
+		// the host's time.
+		RealTime: len(s.o.command) == 0,
 	}
 	if s.o.verbose {
 		cfg.Log = slog.New(slog.NewTextHandler(os.Stderr, nil))

@@ -101,6 +101,7 @@ type Chip struct {
 	state  state
 	base   uint64 // the timer's count ...
 	ref    int64  // ... at this time of the clock
+	seen   int64  // the clock at the last look
 	paused bool
 }
 
@@ -166,12 +167,9 @@ func (c *Chip) RaiseGPE(n int) error {
 func (c *Chip) Deliver(tag uint64, data []byte) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	c.tick() // unless paused: then Resume looks again
 	switch tag {
 	case tagTimer:
-		if c.paused {
-			return // Resume looks again
-		}
-		c.tick()
 	case tagPowerButton:
 		c.state.Status |= bitPowerButton
 	case tagGPE:
@@ -184,8 +182,12 @@ func (c *Chip) Deliver(tag uint64, data []byte) {
 
 // tick brings the timer up to date.
 func (c *Chip) tick() {
-	d := c.clock.Now() - c.ref
-	if c.paused || d <= 0 {
+	if c.paused {
+		return
+	}
+	c.seen = c.clock.Now()
+	d := c.seen - c.ref
+	if d <= 0 {
 		return
 	}
 	hi, lo := bits.Mul64(uint64(d), platform.PMTimerHz)
@@ -199,7 +201,20 @@ func (c *Chip) tick() {
 
 // rebase makes the timer go on from its count as of now.
 func (c *Chip) rebase() {
-	c.base, c.ref = c.state.Ticks, c.clock.Now()
+	c.seen = c.clock.Now()
+	c.base, c.ref = c.state.Ticks, c.seen
+}
+
+// due is how long after the last look the timer's high bit flips next. It does
+// not depend on when that look was, so that looking changes nothing.
+func (c *Chip) due() time.Duration {
+	ticks := (c.state.Ticks/timerHalf+1)*timerHalf - c.base
+	hi, lo := bits.Mul64(ticks, uint64(time.Second))
+	ns, rest := bits.Div64(hi, lo, platform.PMTimerHz) // ticks are so few that an int64 holds their time
+	if rest > 0 {
+		ns++
+	}
+	return time.Duration(c.ref + int64(ns) - c.seen)
 }
 
 // update drives the interrupt and sets the clock's timer if the guest waits for
@@ -211,8 +226,7 @@ func (c *Chip) update() {
 		c.timer.Stop()
 		return
 	}
-	left := timerHalf - s.Ticks%timerHalf
-	c.timer.Set(time.Duration((left+1)*uint64(time.Second)/platform.PMTimerHz) + time.Microsecond)
+	c.timer.Set(c.due())
 }
 
 // Read answers a port read.
@@ -318,7 +332,11 @@ func (c *Chip) Resume() {
 	if !c.paused {
 		return
 	}
-	c.rebase()
+	// A clock that stood still as well has nothing to be made up for, not
+	// even a part of a tick.
+	if c.clock.Now() != c.seen {
+		c.rebase()
+	}
 	c.paused = false
 	c.update()
 }

@@ -7,6 +7,7 @@ import (
 	"github.com/vmkit-go/vmkit/internal/chip/chiptest"
 	"github.com/vmkit-go/vmkit/internal/inbox"
 	"github.com/vmkit-go/vmkit/internal/platform"
+	"github.com/vmkit-go/vmkit/vm/device"
 )
 
 type bench struct {
@@ -251,4 +252,56 @@ func FuzzChip(f *testing.F) {
 			}
 		})
 	})
+}
+
+// TestExact: on a clock whose timers are exact, the interrupt comes with the
+// tick that flips the timer's high bit, and neither looking at the timer nor a
+// pause in which the clock stands still moves it.
+func TestExact(t *testing.T) {
+	for _, disturbed := range []bool{false, true} {
+		clock := &exact{}
+		var line chiptest.Line
+		c, err := New(Config{Inbox: inbox.New(), Line: &line, Clock: clock})
+		if err != nil {
+			t.Fatal(err)
+		}
+		chiptest.Out(c, regEnable, 2, bitTimer)
+		// 2^23 ticks of 3579545 Hz.
+		const due = 2343484438
+		for clock.now < due-1 {
+			clock.advance(min(due-1, clock.now+123456789))
+			if disturbed {
+				chiptest.In(c, regTimer, 4)
+				c.Pause()
+				c.Resume()
+				c.PressPowerButton()
+			}
+		}
+		if line.Level() || chiptest.In(c, regTimer, 4) != timerHalf-1 {
+			t.Errorf("disturbed %v: an interrupt a nanosecond early", disturbed)
+		}
+		clock.advance(due)
+		if !line.Level() || chiptest.In(c, regTimer, 4) != timerHalf {
+			t.Errorf("disturbed %v: no interrupt in time, the timer is at %d", disturbed, chiptest.In(c, regTimer, 4))
+		}
+	}
+}
+
+// exact is a clock with one timer, which goes off at its time.
+type exact struct {
+	now, at int64
+	f       func()
+}
+
+func (e *exact) Now() int64                     { return e.now }
+func (e *exact) NewTimer(f func()) device.Timer { e.f = f; return e }
+func (e *exact) Set(d time.Duration)            { e.at = e.now + int64(max(d, 0)) }
+func (e *exact) Stop()                          { e.at = 0 }
+func (e *exact) Close()                         { e.at = 0 }
+func (e *exact) advance(to int64) {
+	for e.at != 0 && e.at <= to {
+		e.now, e.at = e.at, 0
+		e.f()
+	}
+	e.now = to
 }

@@ -1,26 +1,31 @@
 #!/bin/sh
-# Installs the Debian packages that `make demo`, `make test` and `make bench`
-# need and that are missing. Says what it does; says nothing if all is there.
+# Installs the Debian packages that `make test` and `make bench` need and that
+# are missing; with the argument demo, only those of `make demo`. Says what it
+# does; says nothing if all is there.
 set -eu
 
 # A program or file that shows that a package is there, and the package.
-needs='
+demo='
+/bin/busybox busybox-static
+/sbin/mke2fs e2fsprogs
+/usr/bin/xz xz-utils
+/etc/ssl/certs/ca-certificates.crt ca-certificates
+'
+rest='
 /usr/bin/qemu-system-x86_64 qemu-system-x86
 /usr/bin/qemu-img qemu-utils
 /usr/share/seabios/bios-microvm.bin seabios
-/bin/busybox busybox-static
-/sbin/mke2fs e2fsprogs
 /usr/bin/gcc gcc
 /usr/include/stdio.h libc6-dev
 /usr/include/linux/kvm.h linux-libc-dev
 /sbin/ip iproute2
-/usr/bin/xz xz-utils
 /usr/bin/zstd zstd
 /usr/bin/iasl acpica-tools
 /usr/bin/nbdkit nbdkit
 /usr/bin/nbdinfo libnbd-bin
-/etc/ssl/certs/ca-certificates.crt ca-certificates
 '
+needs=$demo
+[ "${1:-}" = demo ] || needs=$demo$rest
 
 missing=
 while read -r file package; do

@@ -248,7 +248,7 @@ func machine(ctx context.Context, o options) error {
 		transport = vm.MMIO
 	}
 	m, err := vm.New(vm.Config{
-		CPUs: o.cpus, Memory: memory, Transport: transport,
+		CPUs: o.cpus, Memory: memory, Transport: transport, Engine: vm.EngineKVM,
 		Boot:    boot.Linux{Kernel: kernel, Initrd: initrd, Cmdline: cmdline},
 		Serial:  vm.Serial{Out: os.Stdout},
 		Devices: []virtio.Device{dev},

@@ -49,8 +49,11 @@ const (
 type Config struct {
 	// Model is what the guest sees of the host's CPU.
 	Model vcpu.Model
-	// CPUID, if not empty, is used in place of Model: the leaves that a
-	// saved machine was given, from [Engine.CPUID].
+	// Within, if not empty, hides what these leaves have not, such as those
+	// of another engine to which the guest may move.
+	Within vcpu.CPUID
+	// CPUID, if not empty, is used in place of Model and Within: the leaves
+	// that a saved machine was given, from [Engine.CPUID].
 	CPUID vcpu.CPUID
 	// CPUs is the number of CPUs, 1 to MaxCPUs. 0 means 1.
 	CPUs int
@@ -146,8 +149,13 @@ func New(mem *memory.Memory, cfg Config) (_ *Engine, err error) {
 			return nil, fmt.Errorf("kvmcpu: %w: %q", vcpu.ErrMissing, missing)
 		}
 		e.cpuid = slices.Clone(cfg.CPUID)
-	} else if e.cpuid, err = cfg.Model.Apply(host); err != nil {
-		return nil, err
+	} else {
+		if len(cfg.Within) > 0 {
+			host = host.Common(cfg.Within)
+		}
+		if e.cpuid, err = cfg.Model.Apply(host); err != nil {
+			return nil, err
+		}
 	}
 	if e.release, err = mem.Hold(); err != nil {
 		return nil, err

@@ -63,9 +63,9 @@ var probePrograms = []struct {
 
 // Probe finds out whether the KVM at path (/dev/kvm if empty) can run a kernel,
 // by running kernel code: a loop, which it times, and instructions that
-// kernels need, up to the first clear no. It takes some milliseconds, or a tenth
-// of a second where kernel code is emulated. The error says that there is no KVM to ask; it wraps
-// fs.ErrNotExist or fs.ErrPermission where that is the cause.
+// kernels need, up to the first clear no. It takes some milliseconds, or some
+// tens of them where kernel code is emulated. The error says that there is no KVM
+// to ask; it wraps fs.ErrNotExist or fs.ErrPermission where that is the cause.
 func Probe(path string) (Report, error) {
 	if path == "" {
 		path = kvm.DevicePath
@@ -75,11 +75,6 @@ func Probe(path string) (Report, error) {
 		return Report{}, err
 	}
 	defer sys.Close()
-	mem, err := memory.New(memory.Config{Size: 1 << 20})
-	if err != nil {
-		return Report{}, err
-	}
-	defer mem.Close()
 	speed, err := sys.KernelSpeed()
 	r := Report{MIPS: speed / 1e6}
 	switch {
@@ -90,18 +85,21 @@ func Probe(path string) (Report, error) {
 		r.Reason = fmt.Sprintf("code at CPL 0 runs at %.1f million instructions a second, so it is emulated", r.MIPS)
 		return r, nil
 	}
-	for _, p := range probePrograms {
-		if err := probeRun(sys, mem, p.code); err != nil {
-			r.Reason = fmt.Sprintf("%s failed: %v", p.name, err)
-			return r, nil
-		}
+	if err := probeInstructions(sys); err != nil {
+		r.Reason = err.Error()
+		return r, nil
 	}
 	r.Native = true
 	return r, nil
 }
 
-// probeRun runs code at CPL 0 up to its HLT.
-func probeRun(sys *kvm.System, mem *memory.Memory, code []byte) error {
+// probeInstructions runs the probe programs up to the first that fails.
+func probeInstructions(sys *kvm.System) error {
+	mem, err := memory.New(memory.Config{Size: 1 << 20})
+	if err != nil {
+		return err
+	}
+	defer mem.Close()
 	eng, err := New(mem, Config{KVM: sys, Chips: ChipsNone})
 	if err != nil {
 		return err
@@ -111,11 +109,21 @@ func probeRun(sys *kvm.System, mem *memory.Memory, code []byte) error {
 	if err != nil {
 		return err
 	}
-	const entry = 0x8000
-	if err := mem.Write(entry, code); err != nil {
+	if err := writeTables(mem); err != nil {
 		return err
 	}
-	if err := writeTables(mem); err != nil {
+	for _, p := range probePrograms {
+		if err := probeRun(mem, cpu, p.code); err != nil {
+			return fmt.Errorf("%s failed: %w", p.name, err)
+		}
+	}
+	return nil
+}
+
+// probeRun runs code at CPL 0 up to its HLT.
+func probeRun(mem *memory.Memory, cpu vcpu.CPU, code []byte) error {
+	const entry = 0x8000
+	if err := mem.Write(entry, code); err != nil {
 		return err
 	}
 	s := longMode(entry)

@@ -28,7 +28,6 @@ func (c *CPU) execute(b *block) stop {
 			return budget
 		}
 		c.left -= b.n
-		c.dbgBlock(b)
 		c.cur = b
 		c.r[regRIP] = c.rip
 		u := &b.ops[0]

@@ -158,7 +158,7 @@ func (c *CPU) probe(u *uop, lin uint64, size uint8) stop {
 
 func (c *CPU) probeIn(sp space, ss bool, lin uint64, size uint8) stop {
 	last := lin + uint64(size) - 1
-	for _, a := range [2]uint64{lin, last} {
+	for _, a := range [2]uint64{lin, last & pageMask} { // CR2 is the first byte that faults
 		a = c.wrap(a)
 		if e := &c.tlbs[sp][a>>12&tlbMask]; e.wtag != a&pageMask {
 			if s := c.check(sp, ss, a, accessWrite); s != next {
@@ -201,7 +201,11 @@ func (c *CPU) writeBytes(u *uop, lin uint64, p []byte) stop {
 		}
 	}
 	if n := len(p); n > 0 {
-		if s := c.probe(u, c.wrap(lin+uint64(n)-1), 1); s != next {
+		last := c.wrap(lin + uint64(n) - 1)
+		if lin>>12 != last>>12 {
+			last &= pageMask
+		}
+		if s := c.probe(u, last, 1); s != next {
 			return s
 		}
 	}
