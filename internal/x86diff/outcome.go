@@ -107,7 +107,7 @@ func (g *guest) changes(out *Outcome) error {
 // doubtful reports whether a #UD is out of place: there is no reason for it in the
 // forms.
 func doubtful(c *Case, out *Outcome) bool {
-	if out.Vector != 6 || len(c.Forms) == 0 {
+	if out.Vector != 6 || len(c.Forms) == 0 || len(c.Lens) != len(c.Forms) {
 		return false
 	}
 	at := out.Regs.RIP - c.Start()

@@ -241,7 +241,7 @@ func lowerGroup9(l *lowerer) bool {
 	if l.in.Reg&7 != 1 || !l.in.Mem {
 		return lowerGroup9Reg(l)
 	}
-	o := l.mem() // before the operation, since it may add one of its own
+	o := l.mem()
 	u := l.call((*CPU).cmpxchgPair).at(o)
 	u.size = 4
 	if l.in.VexW {

@@ -238,7 +238,7 @@ func lowerMovsxd(l *lowerer) bool {
 		return true
 	}
 	if in.Mem {
-		o := l.mem() // before the operation, since it may add one of its own
+		o := l.mem()
 		u := l.emit(kindLoadSx).at(o)
 		u.d, u.size, u.cc = in.Reg, 4, 8
 		return true
@@ -265,7 +265,7 @@ func lowerExtend(l *lowerer) bool {
 			l.load(d, from, l.mem())
 			return true
 		}
-		o := l.mem() // before the operation, since it may add one of its own
+		o := l.mem()
 		u := l.emit(kindLoadSx).at(o)
 		u.d, u.size, u.cc = d, from, size
 		return true

@@ -180,17 +180,33 @@ func (c *CPU) popa(u *uop) stop {
 func (c *CPU) enterFrame(u *uop) stop {
 	n := uint64(u.size)
 	level := uint64(u.cc & 31)
-	fp := (c.r[regRSP] - n) & c.stackMask()
+	for i := uint64(1); i < level; i++ { // what is read below is there
+		lin, s := c.stack(c.r[regRBP]-n*i, u.size)
+		if s != next {
+			return s
+		}
+		if _, s = c.readIn(c.space, true, lin, u.size); s != next {
+			return s
+		}
+	}
 	pushes := uint64(1)
 	if level > 0 {
 		pushes = 1 + level
 	}
-	// As on processors, what is pushed may be what a later step reads; and if a
-	// step faults, the ones before it have written below RSP.
+	for i := uint64(1); i <= pushes; i++ {
+		if s := c.probeStack(-n*i, u.size); s != next {
+			return s
+		}
+	}
+	// The instruction checks that the new top can be written.
+	if s := c.probeStack(-n*pushes-u.imm, 1); s != next {
+		return s
+	}
 	result := c.pokeStack(-n, u.size, c.r[regRBP])
-	for i := uint64(1); i <= level && result <= leave; i++ {
+	fp := (c.r[regRSP] - n) & c.stackMask()
+	for i := uint64(1); i <= level; i++ {
 		v := fp
-		if i < level {
+		if i < level { // a frame pointer, which may be among those just pushed
 			lin, s := c.stack(c.r[regRBP]-n*i, u.size)
 			if s != next {
 				return s
@@ -200,13 +216,6 @@ func (c *CPU) enterFrame(u *uop) stop {
 			}
 		}
 		result = max(result, c.pokeStack(-n*(i+1), u.size, v))
-	}
-	if result > leave {
-		return result
-	}
-	// The instruction checks that the new top can be written.
-	if s := c.probeStack(-n*pushes-u.imm, 1); s != next {
-		return s
 	}
 	c.set(regRBP, u.size, fp)
 	c.addSP(-n*pushes - u.imm)

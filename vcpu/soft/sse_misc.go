@@ -32,7 +32,7 @@ func lowerGroup15(l *lowerer) bool {
 		l.emit(kindNop) // LFENCE, MFENCE, SFENCE
 		return true
 	case reg == 7 && (pp == ppNone || pp == pp66), reg == 6 && pp == pp66: // CLFLUSH, CLFLUSHOPT, CLWB
-		o := l.mem() // before the operation, since it may add one of its own
+		o := l.mem()
 		u := l.call((*CPU).flushLine).at(o)
 		u.size = 1
 		return true
@@ -45,7 +45,7 @@ func lowerGroup15(l *lowerer) bool {
 		return true
 	case reg == 3:
 		l.sse()
-		o := l.mem() // before the operation, since it may add one of its own
+		o := l.mem()
 		l.call((*CPU).storeMXCSR).at(o)
 		return true
 	}

@@ -249,7 +249,7 @@ func lowerMaskMov(l *lowerer, v *vector) bool {
 // maskMov adds a store of the bytes of register s that mask selects, at rDI.
 func (l *lowerer) maskMov(s, mask, size uint8) {
 	l.in.Base, l.in.Index, l.in.Disp = regRDI, decode.NoReg, 0
-	o := l.mem() // before the operation, since it may add one of its own
+	o := l.mem()
 	u := l.call(maskMov).at(o)
 	u.s, u.d, u.size = s, mask, size
 }
