@@ -90,3 +90,13 @@ func ChooseEngine() (name, why string) {
 // Engine is the name of the engine that runs the machine's CPUs: EngineKVM or
 // EngineSoft.
 func (m *Machine) Engine() string { return m.engineName }
+
+// Instructions is how many instructions the guest has executed, on an engine that
+// counts them. It may be called while the machine is paused, and where the guest's
+// accesses are served, such as from the writer of its serial port.
+func (m *Machine) Instructions() (n uint64, ok bool) {
+	if c, ok := m.engine.(interface{ Instructions() uint64 }); ok {
+		return c.Instructions(), true
+	}
+	return 0, false
+}

@@ -105,7 +105,8 @@ func New(cfg Config) (*Chips, error) {
 		}
 		c.cpus[i].c, c.cpus[i].apic = c, lapic.New(lc)
 	}
-	c.next.Store(Never)
+	c.touchAll()
+	c.settled()
 	return c, nil
 }
 

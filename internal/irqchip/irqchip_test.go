@@ -34,12 +34,15 @@ func newBench(t testing.TB, cpus int) *bench {
 // to moves the clock, stopping wherever a timer has something to do.
 func (b *bench) to(now int64) {
 	b.t.Helper()
+	if now == Never {
+		b.t.Fatal("no timer is set")
+	}
 	for b.Next() <= now {
-		if b.Next() <= b.now && b.now != 0 {
-			b.t.Fatalf("Next is %d, at %d", b.Next(), b.now)
-		}
 		b.now = max(b.Next(), b.now)
 		b.Advance(b.now)
+		if b.Next() <= b.now {
+			b.t.Fatalf("Next is %d, after Advance(%d)", b.Next(), b.now)
+		}
 	}
 	b.now = now
 }

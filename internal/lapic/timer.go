@@ -202,6 +202,7 @@ func (a *APIC) SetDeadline(tsc uint64) {
 	}
 	a.settle()
 	a.timer.deadline = tsc
+	a.timer.due = Never
 	a.TSCChanged()
 }
 

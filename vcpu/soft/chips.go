@@ -80,11 +80,11 @@ func (e *Engine) tscAt(count int64) uint64 { return uint64(e.clock.at(count)) }
 
 // tscTime is the time at which a CPU's TSC reaches a value.
 func (e *Engine) tscTime(cpu int, tsc uint64) int64 {
-	off := e.cpus[cpu].tscOffset
-	if tsc < off { // it has wrapped, or was there before the machine was made
+	c := e.cpus[cpu]
+	if tsc < c.tscOffset { // it has wrapped, or was there before the machine was made
 		return 0
 	}
-	if t := tsc - off; t < never {
+	if t := c.clockOf(tsc - c.tscOffset); t < never {
 		return int64(t)
 	}
 	return never

@@ -28,7 +28,6 @@ func (c *CPU) execute(b *block) stop {
 			return budget
 		}
 		c.left -= b.n
-		c.dbgBlock(b)
 		c.cur = b
 		c.r[regRIP] = c.rip
 		u := &b.ops[0]
@@ -326,7 +325,7 @@ func (c *CPU) execute(b *block) stop {
 				hi, lo := bits.Mul64(a, m)
 				hi -= uint64(int64(a)>>63)&m + uint64(int64(m)>>63)&a
 				over := bit(hi != uint64(int64(lo)>>63))
-				c.setArith(szp(lo, 8) | over | over<<11)
+				c.setKeep(lo, 8, over|over<<11)
 				c.r[u.d&31] = lo
 			case kindIMul32:
 				m := int64(int32(u.imm))
@@ -335,7 +334,7 @@ func (c *CPU) execute(b *block) stop {
 				}
 				p := int64(int32(c.r[u.s&31])) * m
 				over := bit(p != int64(int32(p)))
-				c.setArith(szp(uint64(uint32(p)), 4) | over | over<<11)
+				c.setKeep(uint64(uint32(p)), 4, over|over<<11)
 				c.r[u.d&31] = uint64(uint32(p))
 			case kindSetcc:
 				c.r[u.d&31] = c.r[u.d&31]&^0xff | bit(c.cond(u.cc))
@@ -558,7 +557,7 @@ func (c *CPU) takenSub(cc uint8, x, y uint64) (t bool) {
 	case 7:
 		t = int64(x) <= int64(y)
 	default: // overflow and parity
-		return c.cond(cc)
+		return c.condFlags(cc)
 	}
 	return t != (cc&1 != 0)
 }
@@ -574,7 +573,7 @@ func (c *CPU) takenLogic(cc uint8, x uint64) (t bool) {
 	case 7:
 		t = int64(x) <= 0
 	default:
-		return c.cond(cc)
+		return c.condFlags(cc)
 	}
 	return t != (cc&1 != 0)
 }

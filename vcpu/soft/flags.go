@@ -16,6 +16,7 @@ const (
 	lazyLogic lazyOp = 12
 	lazyInc   lazyOp = 16 // CF is in fl
 	lazyDec   lazyOp = 20 // CF is in fl
+	lazyKeep  lazyOp = 24 // CF, AF and OF are in fl, the others follow from the result
 )
 
 // sizeLog is log2 of an operand size of 1, 2, 4 or 8 bytes.
@@ -67,7 +68,8 @@ func (c *CPU) arith() uint64 {
 	case lazySub:
 		b := (a - r) & maskOf(size)
 		f |= bit(a < b) | (a^b^r)&flagAF | (a^b)&(a^r)>>top&1<<11
-	case lazyLogic:
+	case lazyKeep:
+		f |= c.fl & (flagCF | flagAF | flagOF)
 	case lazyInc:
 		f |= c.fl&flagCF | bit(r&15 == 0)<<4 | bit(r == signBit(size))<<11
 	case lazyDec:
@@ -98,6 +100,11 @@ func (c *CPU) carry() uint64 {
 	return c.fl & flagCF
 }
 
+// setKeep sets SF, ZF and PF from a result, and the others as f has them.
+func (c *CPU) setKeep(r uint64, size uint8, f uint64) {
+	c.lazy, c.lr, c.fl = lazyKeep+lazyOp(sizeLog(size)), r, f
+}
+
 // rflags is the whole register.
 func (c *CPU) rflags() uint64 { return c.flags&^flagArith | c.arith() | flag1 }
 
@@ -107,8 +114,23 @@ func (c *CPU) setRFLAGS(v uint64) {
 	c.setArith(v)
 }
 
-// cond evaluates a condition code, 0 to 15 (Intel SDM volume 1, appendix B).
+// cond evaluates a condition code, 0 to 15 (Intel SDM volume 1, appendix B). Most of
+// the time the last operation tells without its flags.
 func (c *CPU) cond(cc uint8) bool {
+	up := 56 - 8*(1<<(c.lazy&3)-1) // shifts the operand up to the highest bit
+	switch k := c.lazy &^ 3; {
+	case k == lazySub:
+		return c.takenSub(cc, c.la<<(up&63), (c.la-c.lr)<<(up&63))
+	case k == lazyLogic:
+		return c.takenLogic(cc, c.lr<<(up&63))
+	case cc>>1 == 2 && k != lazyNone:
+		return (c.lr == 0) != (cc&1 != 0)
+	}
+	return c.condFlags(cc)
+}
+
+// condFlags evaluates a condition code by the flags themselves.
+func (c *CPU) condFlags(cc uint8) bool {
 	f := c.arith()
 	var t bool
 	switch cc >> 1 {

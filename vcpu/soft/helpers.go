@@ -45,7 +45,7 @@ func (c *CPU) push64(u *uop, v uint64) stop {
 
 // setShift sets the flags of a shift.
 func (c *CPU) setShift(v uint64, size uint8, cf, of uint64) {
-	c.setArith(szp(v, size) | cf | of<<11)
+	c.setKeep(v, size, cf|of<<11)
 }
 
 // finish runs what is left of the instruction of u, which has to leave the block

@@ -5,16 +5,16 @@ import "github.com/vmkit-go/vmkit/vcpu"
 // injection is an event whose delivery began on another engine, and has to be
 // completed before the CPU does anything else.
 type injection struct {
-	exception  vcpu.Exception
-	interrupt  vcpu.Interrupt
-	nmi        bool
-	tripleFlag bool
+	exception vcpu.Exception
+	interrupt vcpu.Interrupt
+	nmi       bool
+	triple    bool
 }
 
 // injecting reports whether there is such an event.
 func (c *CPU) injecting() bool {
 	i := &c.inject
-	return i.exception.Injected || i.exception.Pending || i.interrupt.Injected || i.nmi || i.tripleFlag
+	return i.exception.Injected || i.exception.Pending || i.interrupt.Injected || i.nmi || i.triple
 }
 
 // deliverInjected delivers it. The engine calls it before the first instruction while
@@ -23,7 +23,7 @@ func (c *CPU) deliverInjected() {
 	i := c.inject
 	c.inject = injection{}
 	switch e := &i.exception; {
-	case i.tripleFlag:
+	case i.triple:
 		c.shutdown = true
 	case e.Injected || e.Pending:
 		if e.HasPayload {

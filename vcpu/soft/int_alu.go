@@ -117,7 +117,7 @@ func (c *CPU) adc(size uint8, a, b uint64) uint64 {
 	r := (a + b + cf) & maskOf(size)
 	out := bit(r < a || cf != 0 && r == a)
 	top := 8*uint(size) - 1
-	c.setArith(szp(r, size) | out | (a^b^r)&flagAF | (a^r)&(b^r)>>top&1<<11)
+	c.setKeep(r, size, out|(a^b^r)&flagAF|(a^r)&(b^r)>>top&1<<11)
 	return r
 }
 
@@ -127,7 +127,7 @@ func (c *CPU) sbb(size uint8, a, b uint64) uint64 {
 	r := (a - b - cf) & maskOf(size)
 	out := bit(a < b || cf != 0 && a == b)
 	top := 8*uint(size) - 1
-	c.setArith(szp(r, size) | out | (a^b^r)&flagAF | (a^b)&(a^r)>>top&1<<11)
+	c.setKeep(r, size, out|(a^b^r)&flagAF|(a^b)&(a^r)>>top&1<<11)
 	return r
 }
 

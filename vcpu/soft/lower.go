@@ -107,6 +107,7 @@ func (l *lowerer) instruction(err error) {
 		}
 		l.ended = true
 	}
+	l.limits()
 	l.lastLen = l.in.Len
 	l.n++
 	l.off += uint16(l.in.Len)
@@ -261,7 +262,8 @@ func (l *lowerer) memOff(more int64) operand {
 	u.disp -= uint64(more)
 	u.d = regEA
 	u.cc = seg
-	u.imm = uint64(more)
+	u.imm = extent{more: uint16(more)}.pack()
+	u.s = isAddress
 	u.size = in.AddrSize
 	return operand{b: regEA, x: regZero, seg: regZero, ss: o.ss}
 }
@@ -298,7 +300,7 @@ func (c *CPU) lea16(u *uop) stop {
 }
 
 // legacyAddress computes a linear address of 32 bits, or of 64-bit code with a
-// 32-bit offset. Limits are checked by the access itself, see limit.go.
+// 32-bit offset, and checks what limits has told it to.
 func (c *CPU) legacyAddress(u *uop) stop {
 	ea := c.r[u.b&31] + c.r[u.x&31]<<(u.sh&3) + u.disp
 	switch u.size {
@@ -307,12 +309,18 @@ func (c *CPU) legacyAddress(u *uop) stop {
 	case 2:
 		ea = uint64(uint16(ea))
 	}
-	ea += u.imm
+	x := unpackExtent(u.imm)
+	ea += uint64(x.more)
 	if c.is64() {
 		if u.cc >= segFS {
 			ea += c.seg[u.cc].Base
 		}
 	} else {
+		if x.size != 0 {
+			if s := c.checkSegment(u.cc, ea, uint64(x.size), x.write); s != next {
+				return s
+			}
+		}
 		ea = uint64(uint32(ea + c.seg[u.cc].Base))
 	}
 	c.r[u.d&31] = ea

@@ -59,6 +59,9 @@ func (c *CPU) hostW(lin, low uint64) unsafe.Pointer {
 // read reads size bytes (1, 2, 4 or 8) at a linear address for u.
 func (c *CPU) read(u *uop, lin uint64, size uint8) (uint64, stop) {
 	c.asker = u
+	if c.aligned && lin&uint64(size-1) != 0 {
+		return 0, c.raiseCode(excAC, 0)
+	}
 	return c.readIn(c.space, u.ss, lin, size)
 }
 
@@ -102,6 +105,9 @@ func (c *CPU) readAcross(sp space, ss bool, lin uint64, size uint8) (uint64, sto
 // is done and the block must end after the instruction.
 func (c *CPU) write(u *uop, lin uint64, size uint8, v uint64) stop {
 	c.asker = u
+	if c.aligned && lin&uint64(size-1) != 0 {
+		return c.raiseCode(excAC, 0)
+	}
 	return c.writeIn(c.space, u.ss, lin, size, v)
 }
 
@@ -152,7 +158,7 @@ func (c *CPU) probe(u *uop, lin uint64, size uint8) stop {
 
 func (c *CPU) probeIn(sp space, ss bool, lin uint64, size uint8) stop {
 	last := lin + uint64(size) - 1
-	for _, a := range [2]uint64{lin, last} {
+	for _, a := range [2]uint64{lin, last & pageMask} { // CR2 is the first byte that faults
 		a = c.wrap(a)
 		if e := &c.tlbs[sp][a>>12&tlbMask]; e.wtag != a&pageMask {
 			if s := c.check(sp, ss, a, accessWrite); s != next {
@@ -195,7 +201,11 @@ func (c *CPU) writeBytes(u *uop, lin uint64, p []byte) stop {
 		}
 	}
 	if n := len(p); n > 0 {
-		if s := c.probe(u, c.wrap(lin+uint64(n)-1), 1); s != next {
+		last := c.wrap(lin + uint64(n) - 1)
+		if lin>>12 != last>>12 {
+			last &= pageMask
+		}
+		if s := c.probe(u, last, 1); s != next {
 			return s
 		}
 	}

@@ -32,6 +32,7 @@ func (c *CPU) updateMode() {
 		m |= modeSingle
 	}
 	c.mode = m
+	c.aligned = c.cpl == 3 && c.flags&flagAC != 0 && c.cr0&cr0AM != 0
 	c.updateSpace()
 	c.itlb = &c.itlbs[0]
 	if c.cpl == 3 {

@@ -32,17 +32,19 @@ const (
 	msrHWCR        = 0xc0010015
 	msrNBCFG       = 0xc001001f
 	msrPatchLoader = 0xc0010020
+	msrIntPending  = 0xc0010055 // C1E of family 15, which is off
 	msrVMCR        = 0xc0010114
+	msrMCBase      = 0x400 // 4 MSRs for each machine-check bank
 	msrDECFG       = 0xc0011029
 )
 
 const (
+	maxBanks   = 32
 	mtrrRanges = 8
 	// mtrrCap: 8 variable ranges, fixed ranges, write-combining.
 	mtrrCap = mtrrRanges | 1<<8 | 1<<10
 	// decfgSerialize: LFENCE waits for all instructions before it, as here.
 	decfgSerialize = 1 << 1
-	hwcrTSCFreqSel = 1 << 24 // the TSC runs at the P0 frequency
 )
 
 // mtrrFixed are the MSRs of the fixed ranges.
@@ -61,12 +63,15 @@ type msrs struct {
 	miscEnable                           uint64
 	mcgStatus                            uint64
 	ucodeRev                             uint64
-	syscfg, hwcr, nbcfg, decfg           uint64
+	syscfg, hwcr, nbcfg                  uint64
+	// Machine-check banks: none, but for states of engines that have them.
+	banks uint8
+	bank  [4 * maxBanks]uint64
 }
 
 // reset sets what power-up sets.
 func (m *msrs) reset() {
-	*m = msrs{pat: 0x0007040600070406, miscEnable: 1, decfg: decfgSerialize, hwcr: hwcrTSCFreqSel, ucodeRev: ucodeRevision}
+	*m = msrs{pat: 0x0007040600070406, miscEnable: 1, ucodeRev: ucodeRevision}
 }
 
 // ucodeRevision is the microcode level, in IA32_BIOS_SIGN_ID's form. It is one that
@@ -74,7 +79,7 @@ func (m *msrs) reset() {
 const ucodeRevision = 0x1000065
 
 // tsc is what RDTSC reads in u's instruction.
-func (c *CPU) tsc(u *uop) uint64 { return c.e.tscAt(c.now(u)) + c.tscOffset }
+func (c *CPU) tsc(u *uop) uint64 { return c.tscAt(c.now(u)) }
 
 // rdmsr and wrmsr are the instructions.
 func (c *CPU) rdmsr(u *uop) stop {
@@ -109,7 +114,7 @@ func (c *CPU) readMSR(index uint32, now int64) (v uint64, ok bool) {
 	m := &c.msr
 	switch index {
 	case msrTSC:
-		return c.e.tscAt(now) + c.tscOffset, true
+		return c.tscAt(now), true
 	case msrAPICBase, msrTSCDeadline:
 		return c.e.readAPIC(c, index)
 	case msrEFER:
@@ -120,7 +125,11 @@ func (c *CPU) readMSR(index uint32, now int64) (v uint64, ok bool) {
 		return c.seg[segGS].Base, true
 	case msrMTRRCap:
 		return mtrrCap, true
-	case msrMCGCap, msrPatchLoader:
+	case msrDECFG:
+		return decfgSerialize, true
+	case msrMCGCap:
+		return uint64(m.banks), true
+	case msrPatchLoader, msrIntPending:
 		return 0, true
 	case msrVMCR:
 		return 0, false // no SVM
@@ -173,8 +182,9 @@ func (m *msrs) stored(index uint32) *uint64 {
 		return &m.hwcr
 	case msrNBCFG:
 		return &m.nbcfg
-	case msrDECFG:
-		return &m.decfg
+	}
+	if index >= msrMCBase && index < msrMCBase+4*uint32(m.banks) {
+		return &m.bank[index-msrMCBase]
 	}
 	if index >= msrMTRRPhys && index < msrMTRRPhys+2*mtrrRanges {
 		return &m.mtrrPhys[index-msrMTRRPhys]
@@ -194,7 +204,7 @@ func (c *CPU) writeMSR(index uint32, v uint64, now int64) bool {
 	switch index {
 	case msrTSC:
 		old := c.tscOffset
-		c.tscOffset = v - c.e.tscAt(now)
+		c.tscOffset = v - c.ticks(now)
 		m.tscAdjust += c.tscOffset - old
 		c.e.tscChanged(c)
 		return true
@@ -217,7 +227,9 @@ func (c *CPU) writeMSR(index uint32, v uint64, now int64) bool {
 		return true // a microcode update does nothing
 	case msrUcodeRev:
 		return true // written before it is read, to no effect
-	case msrMTRRCap, msrMCGCap:
+	case msrDECFG:
+		return v&^decfgSerialize == 0
+	case msrMTRRCap, msrMCGCap, msrIntPending:
 		return false
 	}
 	if index >= msrX2APIC && index < msrX2APIC+0x100 {
@@ -244,6 +256,9 @@ func (c *CPU) validMSR(index uint32, v uint64) bool {
 		return v&^0xcff == 0 && memoryType(v)
 	case msrMCGStatus:
 		return v == 0
+	}
+	if isBank(index) {
+		return index&3 == 0 || v == 0
 	}
 	if index >= msrMTRRPhys && index < msrMTRRPhys+2*mtrrRanges {
 		if v&c.physReserved() != 0 {
@@ -319,3 +334,5 @@ func (c *CPU) rdtscp(u *uop) stop {
 
 // rdpmc is RDPMC. There is no counter, whatever ECX says.
 func (c *CPU) rdpmc(*uop) stop { return c.gp() }
+
+func isBank(index uint32) bool { return index >= msrMCBase && index < msrMCBase+4*maxBanks }

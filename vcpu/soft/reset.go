@@ -11,7 +11,7 @@ func (c *CPU) reset() {
 	c.fpu.reset()
 	c.msr.reset()
 	c.xcr0 = 1
-	c.tscOffset = -c.e.tscAt(0)
+	c.tscOffset, c.tscRate = 0, 0
 	c.updateAPICPage()
 	c.wait = s.MP
 	c.nmiPending, c.nmiMasked = 0, false
@@ -33,7 +33,7 @@ func (c *CPU) init() {
 
 // sipi is a start-up interrupt: it begins to run at page vector.
 func (c *CPU) sipi(vector uint8) {
-	if c.wait != vcpu.MPInit {
+	if c.wait != vcpu.MPInit && c.wait != vcpu.MPSIPI {
 		return
 	}
 	c.wait = vcpu.MPRunning

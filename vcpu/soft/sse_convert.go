@@ -62,7 +62,7 @@ func lowerCvtToMMX(l *lowerer, v *vector) bool {
 // lowerCvtFromR is CVTSI2SS and CVTSI2SD.
 func lowerCvtFromR(l *lowerer, v *vector) bool {
 	l.sse()
-	s, _ := l.operandRM(l.wide())
+	s := l.source(l.wide())
 	u := l.call(v.fn)
 	u.d, u.s, u.size = l.in.Reg, s, l.wide()
 	return true

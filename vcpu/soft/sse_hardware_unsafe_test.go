@@ -121,9 +121,9 @@ func newVectorCPU(t testing.TB) *CPU {
 	if err != nil {
 		t.Fatal(err)
 	}
-	c := &CPU{e: e, mode: mode64 | modeFlat | modeSingle, cr0: cr0PE | cr0ET, cr4: cr4OSFXSR | cr4OSXMMEXCPT, mxcsr: 0x1f80}
-	e.cpus = append(e.cpus, c)
-	c.base = e.regions[0].host
+	t.Cleanup(func() { _ = e.Close() })
+	c := e.cpus[0]
+	c.mode, c.cr0, c.cr4 = mode64|modeFlat|modeSingle, cr0PE|cr0ET, cr4OSFXSR|cr4OSXMMEXCPT
 	c.tlb, c.itlb = &c.tlbs[0], &c.itlbs[0]
 	c.flushTLB()
 	return c

@@ -7,8 +7,8 @@ import (
 	"github.com/vmkit-go/vmkit/vcpu/soft/decode"
 )
 
-// What came with SSE but does without its registers: fences, cache control, MXCSR,
-// CRC32 and POPCNT.
+// What came with SSE but does without its registers: fences, flushes, MXCSR, CRC32 and
+// POPCNT.
 
 // registerSSE enters the instructions of SSE and MMX.
 func registerSSE() {
@@ -16,24 +16,9 @@ func registerSSE() {
 		vectorShuffles, vectorShifts, mmxMoves, vectorFloats, vectorConversions))
 	registerVectors(decode.Map0F38, join(packedOps(vectorInts38[:]), vectorInts41, vectorShuffles38, vectorCrypto38))
 	registerVectors(decode.Map0F3A, join(vectorShuffles3A, vectorStrings, vectorCrypto3A, vectorFloats3A))
-	for op := 0x18; op <= 0x1f; op++ {
-		also(&lower0F[op], lowerNop) // PREFETCHh; the rest are NOPs
-	}
-	also(&lower0F[0x0d], lowerPrefetchW)
 	also(&lower0F[0xae], lowerGroup15)
 	also(&lower0F[0xb8], lowerPopcnt)
-	also(&lower0F38[0xf0], lowerCRC32)
-	also(&lower0F38[0xf1], lowerCRC32)
 }
-
-// lowerNop is for hints, whose operand is not accessed.
-func lowerNop(l *lowerer) bool {
-	l.emit(kindNop)
-	return true
-}
-
-// lowerPrefetchW is PREFETCH and PREFETCHW.
-func lowerPrefetchW(l *lowerer) bool { return l.in.Mem && lowerNop(l) }
 
 // lowerGroup15 is what of the group 15 is SSE's. CPUs take turns, and see the same
 // memory at any time: fences do nothing, and there is no cache to flush.
@@ -41,7 +26,11 @@ func lowerGroup15(l *lowerer) bool {
 	reg := l.in.Reg & 7
 	switch pp := l.prefix(); {
 	case !l.in.Mem:
-		return pp == ppNone && reg >= 5 && lowerNop(l) // LFENCE, MFENCE, SFENCE
+		if pp != ppNone || reg < 5 {
+			return false
+		}
+		l.emit(kindNop) // LFENCE, MFENCE, SFENCE
+		return true
 	case reg == 7 && (pp == ppNone || pp == pp66), reg == 6 && pp == pp66: // CLFLUSH, CLFLUSHOPT, CLWB
 		u := l.call((*CPU).flushLine).at(l.mem())
 		u.size = 1
@@ -66,12 +55,10 @@ func (c *CPU) flushLine(u *uop) stop {
 	return c.check(c.space, u.ss, c.addr(u), accessRead)
 }
 
-// mxcsrMask has the bits of MXCSR that exist; setting another one is #GP.
-const mxcsrMask = 0xffff
-
+// loadMXCSR takes MXCSR from regT0. Bits that do not exist are #GP.
 func (c *CPU) loadMXCSR(*uop) stop {
 	v := uint32(c.r[regT0])
-	if v&^mxcsrMask != 0 {
+	if v&^mxcsrValid != 0 {
 		return c.gp()
 	}
 	c.mxcsr = v
@@ -80,36 +67,19 @@ func (c *CPU) loadMXCSR(*uop) stop {
 
 func (c *CPU) storeMXCSR(u *uop) stop { return c.write(u, c.addr(u), 4, uint64(c.mxcsr)) }
 
-// operandRM makes the operand in ModRM.rm, of size bytes, a general register, which
-// for bytes may have to be shifted right by 8 (AH to BH).
-func (l *lowerer) operandRM(size uint8) (reg, shift uint8) {
-	switch {
-	case l.in.Mem:
-		l.load(regT0, size, l.mem())
-		return regT0, 0
-	case size == 1 && l.in.REX == 0 && l.in.RM >= 4:
-		return l.in.RM - 4, 8
-	}
-	return l.in.RM, 0
-}
-
 func lowerPopcnt(l *lowerer) bool {
 	if l.prefix() != ppF3 {
 		return false
 	}
-	s, _ := l.operandRM(l.in.OpSize)
+	s := l.source(l.in.OpSize)
 	u := l.call((*CPU).popcnt)
 	u.d, u.s, u.size = l.in.Reg, s, l.in.OpSize
 	return true
 }
 
 func (c *CPU) popcnt(u *uop) stop {
-	n := uint64(bits.OnesCount64(c.r[u.s&31] & maskOf(u.size)))
-	if u.size == 2 {
-		c.r[u.d&31] = c.r[u.d&31]&^0xffff | n
-	} else {
-		c.r[u.d&31] = n
-	}
+	n := uint64(bits.OnesCount64(c.get(u.s, u.size)))
+	c.set(u.d, u.size, n)
 	c.setArith(bit(n == 0) << 6)
 	return next
 }
@@ -123,14 +93,14 @@ func lowerCRC32(l *lowerer) bool {
 	if l.in.Op == 0xf1 {
 		size = l.in.OpSize
 	}
-	s, shift := l.operandRM(size)
+	s := l.source(size)
 	u := l.call((*CPU).crc32)
-	u.d, u.s, u.size, u.cc = l.in.Reg, s, size, shift
+	u.d, u.s, u.size = l.in.Reg, s, size
 	return true
 }
 
 func (c *CPU) crc32(u *uop) stop {
-	v := c.r[u.s&31] >> (u.cc & 63)
+	v := c.get(u.s, u.size)
 	crc := uint32(c.r[u.d&31])
 	for range u.size {
 		crc = crc>>8 ^ castagnoli[uint8(crc)^uint8(v)]

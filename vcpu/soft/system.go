@@ -14,6 +14,9 @@ type system struct {
 	tscOffset  uint64 // IA32_TSC less the machine's clock
 	apicPage   uint64 // where the local APIC has its registers, or noPage
 	nmiPending uint8
+	sipiVector uint8           // with wait == vcpu.MPSIPI
+	tscRate    uint64          // the TSC's frequency if it is not TSCHz, or 0
+	aligned    bool            // misaligned accesses raise #AC
 	delivering bool            // an event is being delivered
 	stepping   bool            // TF was set before the instruction
 	hits       uint64          // breakpoints that the instruction hit

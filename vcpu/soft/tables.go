@@ -12,7 +12,7 @@ func init() {
 	registerStrings()
 	registerDecimal()
 	registerBMI()
-	registerSSE()
+	registerSSE() // the last: it shares opcodes with others, see also
 }
 
 // each enters f at several opcodes of a table.

@@ -183,7 +183,10 @@ func (e *Engine) next() *CPU {
 // poll delivers what has come for the CPU and reports whether it runs.
 func (c *CPU) poll() bool {
 	l := c.e.chips.LAPIC(c.id)
-	if l.HasEvent() {
+	if c.wait == vcpu.MPSIPI { // from a saved state
+		c.sipi(c.sipiVector)
+	}
+	if l.HasEvent() || c.nmiPending > 0 {
 		if l.TakeINIT() {
 			c.init()
 		}
@@ -195,7 +198,8 @@ func (c *CPU) poll() bool {
 		if c.wait == vcpu.MPRunning && !c.shutdown {
 			switch {
 			case c.shadow:
-			case !c.nmiMasked && l.TakeNMI():
+			case !c.nmiMasked && (c.nmiPending > 0 || l.TakeNMI()):
+				c.nmiPending -= min(c.nmiPending, 1)
 				c.halted = false
 				c.takeNMI()
 				c.e.count++
@@ -284,7 +288,9 @@ func (c *CPU) run(n int64) (debug bool) {
 }
 
 // looksUp reports whether there is something for the CPU that poll would take.
-func (c *CPU) looksUp() bool { return c.e.chips.LAPIC(c.id).HasEvent() }
+func (c *CPU) looksUp() bool {
+	return c.e.chips.LAPIC(c.id).HasEvent() || c.nmiPending > 0 && !c.nmiMasked
+}
 
 // runOne executes one instruction, and delivers what it raises.
 func (c *CPU) runOne() {

@@ -3,6 +3,7 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"flag"
@@ -22,9 +23,9 @@ import (
 
 // options are the flags.
 type options struct {
-	kernel, initrd, cmdline, disk, profile string
-	memory                                 uint64
-	mmio, verbose                          bool
+	kernel, initrd, cmdline, disk, profile, engine string
+	memory                                         uint64
+	mmio, verbose                                  bool
 }
 
 func main() {
@@ -36,8 +37,9 @@ func main() {
 	flag.StringVar(&o.disk, "disk", "", "raw disk image, if any")
 	flag.Uint64Var(&o.memory, "memory", 256<<20, "guest memory in bytes")
 	flag.BoolVar(&o.mmio, "mmio", false, "attach devices by MMIO instead of PCI")
+	flag.StringVar(&o.engine, "engine", vm.EngineKVM, "engine that runs the CPUs")
 	flag.BoolVar(&o.verbose, "v", false, "say on standard error when what is done")
-	flag.StringVar(&o.profile, "cpuprofile", "", "write a CPU profile up to the guest's first output")
+	flag.StringVar(&o.profile, "cpuprofile", "", "write a CPU profile up to the guest's first result")
 	flag.Parse()
 	if err := run(o, began); err != nil {
 		fmt.Fprintln(os.Stderr, "vmm:", err)
@@ -52,6 +54,8 @@ func run(o options, began time.Time) error {
 		}
 	}
 	var out io.Writer = os.Stdout
+	first := &until{Writer: out}
+	out = first
 	if o.profile != "" {
 		f, err := os.Create(o.profile)
 		if err != nil {
@@ -61,7 +65,7 @@ func run(o options, began time.Time) error {
 		if err := pprof.StartCPUProfile(f); err != nil {
 			return err
 		}
-		out = &until{Writer: out, stop: pprof.StopCPUProfile}
+		first.stop = pprof.StopCPUProfile
 	}
 	kernel, err := os.Open(o.kernel)
 	if err != nil {
@@ -75,7 +79,7 @@ func run(o options, began time.Time) error {
 	defer initrd.Close()
 	cfg := vm.Config{
 		Memory: o.memory,
-		Engine: vm.EngineKVM, // measured without the search for the best
+		Engine: o.engine,
 		Boot:   boot.Linux{Kernel: kernel, Initrd: initrd, Cmdline: o.cmdline},
 		Serial: vm.Serial{Out: out},
 	}
@@ -103,20 +107,41 @@ func run(o options, began time.Time) error {
 		return err
 	}
 	stamp("the machine is ready")
+	if n, ok := m.Instructions(); ok {
+		ready := time.Now()
+		stop := first.stop
+		first.stop = func() {
+			now, _ := m.Instructions()
+			fmt.Printf("result mips %g\n", float64(now-n)/float64(time.Since(ready).Microseconds()))
+			fmt.Printf("result instructions %d\n", now-n)
+			if stop != nil {
+				stop()
+			}
+		}
+	}
 	runtime.GOMAXPROCS(runtime.NumCPU() + m.Threads())
 	return errors.Join(m.Run(context.Background()), m.Close())
 }
 
-// until calls stop before the first write.
+// until calls stop after the first line with a result in it.
 type until struct {
 	io.Writer
 	stop func()
+	line []byte
 }
 
 func (u *until) Write(p []byte) (int, error) {
-	if u.stop != nil {
-		u.stop()
-		u.stop = nil
+	n, err := u.Writer.Write(p)
+	if u.stop == nil {
+		return n, err
 	}
-	return u.Writer.Write(p)
+	u.line = append(u.line, p...)
+	if i := bytes.LastIndexByte(u.line, '\n'); i >= 0 {
+		if bytes.Contains(u.line[:i], []byte("result ")) {
+			u.stop()
+			u.stop = nil
+		}
+		u.line = u.line[i+1:]
+	}
+	return n, err
 }

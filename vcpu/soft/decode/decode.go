@@ -216,6 +216,8 @@ func addressSize(mode Mode, prefix bool) uint8 {
 	switch {
 	case mode == Mode64 && !prefix:
 		return 8
+	case mode == Mode64:
+		return 4
 	case mode == Mode16 != prefix:
 		return 2
 	}

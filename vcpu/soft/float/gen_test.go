@@ -1,6 +1,7 @@
 package float
 
 import (
+	"encoding/binary"
 	"math/rand/v2"
 	"os"
 	"strconv"
@@ -33,8 +34,10 @@ func newSource(t testing.TB) source {
 		}
 		seed = v
 	}
-	return source{rand.New(rand.NewPCG(seed, 2))}
+	return source{newRand(seed)}
 }
+
+func newRand(seed uint64) *rand.Rand { return rand.New(rand.NewPCG(seed, 2)) }
 
 // Exponents of F80 around which something changes in F80, float64, float32 or
 // an integer.
@@ -123,4 +126,45 @@ func (s source) cw() uint16 {
 		cw &^= uint16(s.IntN(64))
 	}
 	return cw
+}
+
+// memFor draws a memory operand for an instruction by its name.
+func (s source) memFor(name string) (m [16]byte) {
+	binary.LittleEndian.PutUint64(m[8:], s.Uint64())
+	v := s.ieee(&binary64, nil)
+	switch {
+	case name == "FBLD":
+		for i := range m {
+			m[i] = byte(s.IntN(10) | s.IntN(10)<<4)
+		}
+		if s.IntN(8) == 0 {
+			clear(m[:9])
+		}
+		return m
+	case name[:2] == "FI":
+		v = s.mant(64)
+	case name[len(name)-2:] == "32":
+		v = s.ieee(&binary32, nil)
+	}
+	binary.LittleEndian.PutUint64(m[:], v)
+	return m
+}
+
+// mxcsr draws a register: half of them round to nearest, some with PE set,
+// some with DAZ or FTZ. All exceptions are masked.
+func (s source) mxcsr() MXCSR {
+	m := DefaultMXCSR
+	if s.IntN(2) == 0 {
+		m |= MXCSR(s.IntN(4)) << rcShift
+	}
+	if s.IntN(2) == 0 {
+		m |= PE
+	}
+	if s.IntN(4) == 0 {
+		m |= daz
+	}
+	if s.IntN(4) == 0 {
+		m |= ftz
+	}
+	return m
 }

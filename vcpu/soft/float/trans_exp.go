@@ -26,13 +26,18 @@ func (e *X87) Exp2m1(a F80) (r F80, ok bool) {
 	case x.exp == 0:
 		return e.finish(one, true), true
 	}
-	y := x.wide().times(wLn2)
+	return e.finish(exp2m1(x.wide()), false), true
+}
+
+// exp2m1 returns 2^x - 1 for |x| < 1.
+func exp2m1(x wide) wide {
+	y := x.times(wLn2)
 	// exp(y) - 1 = y (1 + y/2 (1 + y/3 (...))); y^30/31! is below 2^-128.
 	s := one
 	for k := min(30, terms(y)+2); k >= 2; k-- {
 		s = one.plus(y.times(s).overInt(k))
 	}
-	return e.finish(y.times(s), false), true
+	return y.times(s)
 }
 
 // log2 returns the binary logarithm of a positive number, and whether that is an
