@@ -65,6 +65,9 @@ func (t *counter) elapsed(now int64) int64 {
 	if t.frozen() {
 		return t.s.Elapsed
 	}
+	if t.start < 0 && now > Never+t.start {
+		return Never
+	}
 	return max(now-t.start, 0)
 }
 

@@ -21,7 +21,6 @@
 package pit
 
 import (
-	"fmt"
 	"math"
 
 	"github.com/vmkit-go/vmkit/internal/platform"
@@ -181,11 +180,6 @@ func (c *Chip) Save(now int64) vcpu.PIT {
 func (c *Chip) Load(s *vcpu.PIT, now int64) error {
 	if err := (&vcpu.ChipState{PIT: s}).Validate(); err != nil {
 		return err
-	}
-	for i := range s.Channels {
-		if s.Channels[i].Elapsed > math.MaxInt64/4 {
-			return fmt.Errorf("%w: PIT channel %d: loaded %d ns ago", vcpu.ErrState, i, s.Channels[i].Elapsed)
-		}
 	}
 	c.speaker, c.hpetLegacy = s.SpeakerOn, s.HPETLegacy
 	for i := range s.Channels {

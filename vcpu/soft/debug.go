@@ -79,7 +79,7 @@ func (c *CPU) ioBreakpoints(port uint16, size uint8) {
 // if the CPU went to their handler. The engine calls it before each instruction while
 // the mode has modeSingle.
 func (c *CPU) beforeInstruction() bool {
-	c.stepping = c.flags&flagTF != 0
+	c.stepping, c.resuming = c.flags&flagTF != 0, c.flags&flagRF != 0
 	if c.flags&flagRF != 0 || c.shadowMOVSS || c.dr7&0xff == 0 {
 		return true
 	}
@@ -105,7 +105,9 @@ func (c *CPU) beforeInstruction() bool {
 // single step and breakpoints on data. The engine calls it after each instruction while
 // the mode before it had modeSingle, and whenever hits is not 0.
 func (c *CPU) afterInstruction() {
-	c.flags &^= flagRF
+	if c.resuming {
+		c.flags &^= flagRF
+	}
 	hits := c.hits
 	if c.shadowMOVSS {
 		c.stepping = false // held off until after the next instruction

@@ -19,7 +19,6 @@ const (
 // deliverFault delivers c.exc to the handler in the guest. It never fails: what goes
 // wrong meanwhile is delivered in its place, or shuts the CPU down.
 func (c *CPU) deliverFault() {
-	c.dbgFault()
 	c.hits = 0 // those of an instruction that has not happened
 	c.deliver(trap{exception: c.exc, external: true, resume: c.exc.vector != excDB && c.exc.vector != excDF})
 }

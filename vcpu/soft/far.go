@@ -474,6 +474,7 @@ func (c *CPU) iret(u *uop) stop {
 	if c.dr7&0xff == 0 {
 		c.flags &^= flagRF // nothing would look at it
 	}
+	c.resuming = false // RF is for the next instruction
 	c.nmiMasked = false
 	c.commitReturn(&r)
 	return event

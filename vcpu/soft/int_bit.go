@@ -241,7 +241,8 @@ func lowerGroup9(l *lowerer) bool {
 	if l.in.Reg&7 != 1 || !l.in.Mem {
 		return lowerGroup9Reg(l)
 	}
-	u := l.call((*CPU).cmpxchgPair).at(l.mem())
+	o := l.mem()
+	u := l.call((*CPU).cmpxchgPair).at(o)
 	u.size = 4
 	if l.in.VexW {
 		u.size = 8

@@ -22,7 +22,7 @@ func registerFlow() {
 			return true
 		}
 		u := l.emit(kindCallRel)
-		u.disp = l.target()
+		u.disp, u.ss = l.target(), true
 		l.branchEnds()
 		return true
 	}
@@ -33,7 +33,8 @@ func registerFlow() {
 			u.imm = n
 			return true
 		}
-		l.emit(kindRet).imm = n
+		u := l.emit(kindRet)
+		u.imm, u.ss = n, true
 		l.ended = true
 		return true
 	}, 0xc2, 0xc3)
@@ -198,7 +199,8 @@ func lowerGroup5(l *lowerer) bool {
 			if call {
 				k = kindCallR
 			}
-			l.emit(k).s = s
+			u := l.emit(k)
+			u.s, u.ss = s, true
 			l.ended = true
 			return true
 		}

@@ -238,7 +238,8 @@ func lowerMovsxd(l *lowerer) bool {
 		return true
 	}
 	if in.Mem {
-		u := l.emit(kindLoadSx).at(l.mem())
+		o := l.mem()
+		u := l.emit(kindLoadSx).at(o)
 		u.d, u.size, u.cc = in.Reg, 4, 8
 		return true
 	}
@@ -264,7 +265,8 @@ func lowerExtend(l *lowerer) bool {
 			l.load(d, from, l.mem())
 			return true
 		}
-		u := l.emit(kindLoadSx).at(l.mem())
+		o := l.mem()
+		u := l.emit(kindLoadSx).at(o)
 		u.d, u.size, u.cc = d, from, size
 		return true
 	}

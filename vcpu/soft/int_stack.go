@@ -180,18 +180,14 @@ func (c *CPU) popa(u *uop) stop {
 func (c *CPU) enterFrame(u *uop) stop {
 	n := uint64(u.size)
 	level := uint64(u.cc & 31)
-	var frame [32]uint64
-	m := c.stackMask()
-	for i := uint64(1); i < level; i++ {
+	for i := uint64(1); i < level; i++ { // what is read below is there
 		lin, s := c.stack(c.r[regRBP]-n*i, u.size)
 		if s != next {
 			return s
 		}
-		v, s := c.readIn(c.space, true, lin, u.size)
-		if s != next {
+		if _, s = c.readIn(c.space, true, lin, u.size); s != next {
 			return s
 		}
-		frame[i] = v
 	}
 	pushes := uint64(1)
 	if level > 0 {
@@ -207,11 +203,17 @@ func (c *CPU) enterFrame(u *uop) stop {
 		return s
 	}
 	result := c.pokeStack(-n, u.size, c.r[regRBP])
-	fp := (c.r[regRSP] - n) & m
+	fp := (c.r[regRSP] - n) & c.stackMask()
 	for i := uint64(1); i <= level; i++ {
-		v := frame[i]
-		if i == level {
-			v = fp
+		v := fp
+		if i < level { // a frame pointer, which may be among those just pushed
+			lin, s := c.stack(c.r[regRBP]-n*i, u.size)
+			if s != next {
+				return s
+			}
+			if v, s = c.readIn(c.space, true, lin, u.size); s != next {
+				return s
+			}
 		}
 		result = max(result, c.pokeStack(-n*(i+1), u.size, v))
 	}

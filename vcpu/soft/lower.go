@@ -233,7 +233,8 @@ func (u *uop) at(o operand) *uop {
 }
 
 // mem returns the memory operand of l.in. Where it takes more than 64-bit
-// arithmetic to find the address, a micro-operation of its own computes it.
+// arithmetic to find the address, a micro-operation of its own computes it: so mem comes
+// before the emit of the micro-operation that uses it.
 func (l *lowerer) mem() operand { return l.memOff(0) }
 
 // memOff is mem for bytes further on.

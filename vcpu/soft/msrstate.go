@@ -25,9 +25,10 @@ var savedMSRs = func() []uint32 {
 
 // hostMSRs are MSRs of other engines' states that say something about a host or about
 // what the CPU does not have, and that no guest depends on here: SMBASE, PLATFORM_INFO,
-// ARCH_CAPABILITIES, PERF_STATUS, MCG_CTL, PERF_CAPABILITIES, DE_CFG.
+// ARCH_CAPABILITIES, PERF_STATUS, MCG_CTL, PERF_CAPABILITIES, the ratio of a nested
+// TSC, DE_CFG. Those that describe VMX belong to them.
 var hostMSRs = map[uint32]bool{
-	0x9e: true, 0xce: true, 0x10a: true, 0x198: true, 0x17b: true, 0x345: true, msrDECFG: true,
+	0x9e: true, 0xce: true, 0x10a: true, 0x198: true, 0x17b: true, 0x345: true, 0xc0000104: true, msrDECFG: true,
 }
 
 // fieldMSRs have a field of their own in vcpu.State.
@@ -65,7 +66,7 @@ func (c *CPU) checkMSRs(m *msrs, list []vcpu.MSR) error {
 		if fieldMSRs[r.Index] {
 			return fmt.Errorf("%w: MSR %#x has a field of its own", vcpu.ErrState, r.Index)
 		}
-		if r.Index == msrTSCDeadline || hostMSRs[r.Index] {
+		if r.Index == msrTSCDeadline || hostMSRs[r.Index] || r.Index >= 0x480 && r.Index <= 0x493 {
 			continue
 		}
 		p := m.stored(r.Index)

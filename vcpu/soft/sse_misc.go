@@ -32,7 +32,8 @@ func lowerGroup15(l *lowerer) bool {
 		l.emit(kindNop) // LFENCE, MFENCE, SFENCE
 		return true
 	case reg == 7 && (pp == ppNone || pp == pp66), reg == 6 && pp == pp66: // CLFLUSH, CLFLUSHOPT, CLWB
-		u := l.call((*CPU).flushLine).at(l.mem())
+		o := l.mem()
+		u := l.call((*CPU).flushLine).at(o)
 		u.size = 1
 		return true
 	case pp != ppNone:
@@ -44,7 +45,8 @@ func lowerGroup15(l *lowerer) bool {
 		return true
 	case reg == 3:
 		l.sse()
-		l.call((*CPU).storeMXCSR).at(l.mem())
+		o := l.mem()
+		l.call((*CPU).storeMXCSR).at(o)
 		return true
 	}
 	return false

@@ -249,7 +249,8 @@ func lowerMaskMov(l *lowerer, v *vector) bool {
 // maskMov adds a store of the bytes of register s that mask selects, at rDI.
 func (l *lowerer) maskMov(s, mask, size uint8) {
 	l.in.Base, l.in.Index, l.in.Disp = regRDI, decode.NoReg, 0
-	u := l.call(maskMov).at(l.mem())
+	o := l.mem()
+	u := l.call(maskMov).at(o)
 	u.s, u.d, u.size = s, mask, size
 }
 

@@ -19,6 +19,7 @@ type system struct {
 	aligned    bool            // misaligned accesses raise #AC
 	delivering bool            // an event is being delivered
 	stepping   bool            // TF was set before the instruction
+	resuming   bool            // RF was
 	hits       uint64          // breakpoints that the instruction hit
 	area       [xsaveSize]byte // scratch of FXSAVE and its like
 }

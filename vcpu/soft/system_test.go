@@ -237,3 +237,50 @@ func realState() vcpu.State {
 	s.Regs.RIP, s.Regs.RSP = 0x1000, 0x8000
 	return s
 }
+
+// newProtected returns a machine in 32-bit protected mode without paging at CPL 0, with
+// the GDT of newLong and the handlers at the same place.
+func newProtected(t *testing.T) *machine {
+	t.Helper()
+	m := newLong(t)
+	for v := range uint64(256) {
+		m.put64(atIDT+8*v, gate(selCode32, atHandlers+16*uint32(v), sysInt|0x80, 0))
+	}
+	m.put64(atGDT+selGate, gate(selCode32, atGate, sysCall|3<<5|0x80, 2)) // two parameters
+	m.put64(atTSS, rsp0<<32, selData)
+	s := longState()
+	s.Control.CR0 &^= cr0PG
+	s.Control.EFER = 0
+	s.Control.CR4 = 0
+	s.Segments.CS = flatCode(selCode32, 0, false)
+	s.IDT.Limit = 0x7ff
+	if err := m.SetState(&s); err != nil {
+		t.Fatal(err)
+	}
+	return m
+}
+
+// user32 is user for 32-bit code.
+func (m *machine) user32(code ...byte) {
+	m.user(code...)
+	m.CPU.setSegment(segCS, flatCode(selUser32, 3, false))
+	m.updateMode()
+}
+
+// fault32 is fault with frames of 32-bit words.
+func (m *machine) fault32(vector, code int, rip uint64) {
+	m.t.Helper()
+	if got := m.vector(); got != vector {
+		m.t.Fatalf("vector %d (halted at %#x), want %d", got, m.rip, vector)
+	}
+	sp := m.r[regRSP]
+	if code >= 0 {
+		if got := m.get(sp, 4); got != uint64(code) {
+			m.t.Errorf("error code %#x, want %#x", got, code)
+		}
+		sp += 4
+	}
+	if got := m.get(sp, 4); got != rip {
+		m.t.Errorf("saved EIP %#x, want %#x", got, rip)
+	}
+}

@@ -12,7 +12,8 @@ func init() {
 	registerStrings()
 	registerDecimal()
 	registerBMI()
-	registerSSE() // the last: it shares opcodes with others, see also
+	registerSSE()
+	registerX87() // the last: it shares opcodes with others, see also
 }
 
 // each enters f at several opcodes of a table.

@@ -131,7 +131,6 @@ func (r runner) Run(exit *vcpu.Exit) error {
 			return nil
 		}
 		e.runDue()
-		e.dbgTick()
 		if e.kicked.Load() || e.hasInterjected.Load() {
 			continue
 		}

@@ -121,7 +121,7 @@ func (s source) ieee(f *format, near *uint64) uint64 {
 // cw draws an x87 control word: any rounding and precision, and all masks set or
 // any of them.
 func (s source) cw() uint16 {
-	cw := uint16(s.IntN(4))<<10 | [...]uint16{0, 2, 3}[s.IntN(3)]<<8 | 0x7F
+	cw := uint16(s.IntN(4))<<10 | uint16(s.IntN(4))<<8 | 0x7F
 	if s.IntN(2) == 0 {
 		cw &^= uint16(s.IntN(64))
 	}

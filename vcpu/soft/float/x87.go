@@ -41,7 +41,8 @@ func (e *X87) raise(f uint16) bool {
 
 func (e *X87) rc() uint8 { return uint8(e.CW >> 10 & 3) }
 
-// prec is the precision that the control word asks for, in bits.
+// prec is the precision that the control word asks for, in bits; the reserved
+// encoding 1 is 64, as on hardware.
 func (e *X87) prec() uint {
 	switch e.CW >> 8 & 3 {
 	case 0:

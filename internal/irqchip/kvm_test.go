@@ -1,0 +1,264 @@
+package irqchip
+
+import (
+	"encoding/binary"
+	"fmt"
+	"math/rand/v2"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/vmkit-go/vmkit/internal/kvmtest"
+	"github.com/vmkit-go/vmkit/internal/platform"
+	"github.com/vmkit-go/vmkit/memory"
+	"github.com/vmkit-go/vmkit/vcpu"
+	"github.com/vmkit-go/vmkit/vcpu/kvmcpu"
+)
+
+const kvmCPUs = 2
+
+// kernel is a machine on KVM with its chips in the kernel, whose CPUs never run.
+type kernel struct {
+	t    *testing.T
+	eng  *kvmcpu.Engine
+	cpus []vcpu.CPU
+}
+
+func newKernel(t *testing.T) *kernel {
+	t.Helper()
+	sys := kvmtest.Open(t)
+	mem, err := memory.New(memory.Config{Size: 1 << 20})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { mem.Close() })
+	eng, err := kvmcpu.New(mem, kvmcpu.Config{CPUs: kvmCPUs, KVM: sys})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { eng.Close() })
+	k := &kernel{t: t, eng: eng}
+	for i := range kvmCPUs {
+		c, err := eng.NewCPU(i)
+		if err != nil {
+			t.Fatal(err)
+		}
+		k.cpus = append(k.cpus, c)
+	}
+	return k
+}
+
+func (k *kernel) save(cpu int) vcpu.State {
+	k.t.Helper()
+	var s vcpu.State
+	if err := k.cpus[cpu].State(&s); err != nil {
+		k.t.Fatal(err)
+	}
+	return s
+}
+
+// load gives KVM's chips the state of b.
+func (k *kernel) load(b *bench) {
+	k.t.Helper()
+	for i, c := range k.cpus {
+		s := k.save(i)
+		s.Control.APICBase = b.LAPIC(i).Base()
+		s.Control.CR8 = uint64(b.LAPIC(i).TPR())
+		s.LAPIC = b.LAPIC(i).SavePage()
+		if err := c.SetState(&s); err != nil {
+			k.t.Fatal(err)
+		}
+	}
+	if err := k.eng.LoadChips(b.Save()); err != nil {
+		k.t.Fatal(err)
+	}
+}
+
+// chips makes chips with KVM's state.
+func (k *kernel) chips() *bench {
+	k.t.Helper()
+	b := newBench(k.t, kvmCPUs)
+	b.now = 1e9
+	for i := range k.cpus {
+		s := k.save(i)
+		if err := b.LAPIC(i).LoadBase(s.Control.APICBase); err != nil {
+			k.t.Fatal(err)
+		}
+		if err := b.LAPIC(i).LoadPage(s.LAPIC); err != nil {
+			k.t.Fatal(err)
+		}
+	}
+	s, err := k.eng.SaveChips()
+	if err != nil {
+		k.t.Fatal(err)
+	}
+	if err := b.Load(s); err != nil {
+		k.t.Fatal(err)
+	}
+	return b
+}
+
+// registers are a page's registers that KVM keeps. The current count goes on.
+func registers(page []byte) map[string]uint32 {
+	m := map[string]uint32{}
+	for off := 0; off < 0x400; off += 16 {
+		switch v := binary.LittleEndian.Uint32(page[off:]); {
+		case off == 0x30:
+			m["version"] = v &^ (1 << 30) // the timer has stopped: ours
+		case off != 0x390 && v != 0:
+			m[fmt.Sprintf("%#x", off)] = v
+		}
+	}
+	return m
+}
+
+// kept is what KVM keeps of a state.
+func kept(s vcpu.ChipState) vcpu.ChipState {
+	s.Clock = nil
+	pics, io, timer := *s.PICs, *s.IOAPIC, *s.PIT
+	for i := range pics {
+		if pics[i].SpecialMask || pics[i].InitState != 0 {
+			pics[0].IRR &^= 4 // KVM's slave interrupts nevertheless
+		}
+	}
+	for i, e := range io.Redirect {
+		if e&0x8000 == 0 {
+			io.IRR &^= 1 << i // the level of an edge-triggered input
+		}
+	}
+	for i := range timer.Channels {
+		c := &timer.Channels[i]
+		c.Elapsed = 0 // KVM starts the count again
+		if c.Count == 0 {
+			c.Count = 1 << 16
+		}
+	}
+	return vcpu.ChipState{PICs: &pics, IOAPIC: &io, PIT: &timer}
+}
+
+// same compares KVM's state with that of b.
+func (k *kernel) same(b *bench, what string) {
+	k.t.Helper()
+	s, err := k.eng.SaveChips()
+	if err != nil {
+		k.t.Fatal(err)
+	}
+	if d := cmp.Diff(kept(b.Save()), kept(s)); d != "" {
+		k.t.Fatalf("%s: ours, KVM's:\n%s", what, d)
+	}
+	for i := range k.cpus {
+		state := k.save(i)
+		page := b.LAPIC(i).SavePage()
+		if d := cmp.Diff(registers(page), registers(state.LAPIC)); d != "" {
+			k.t.Fatalf("%s: CPU %d: ours, KVM's:\n%s", what, i, d)
+		}
+		// KVM's clock does not stand still: the count may be lower, or have
+		// come round.
+		ours, theirs := binary.LittleEndian.Uint32(page[0x390:]), binary.LittleEndian.Uint32(state.LAPIC[0x390:])
+		if periodic := binary.LittleEndian.Uint32(page[0x320:])>>17&3 == 1; theirs > ours && !periodic {
+			k.t.Fatalf("%s: CPU %d: the current count is %d, KVM's %d", what, i, ours, theirs)
+		}
+		if got, want := state.Control.CR8, uint64(b.LAPIC(i).TPR()); got != want {
+			k.t.Fatalf("%s: CPU %d: CR8 is %d, KVM's %d", what, i, want, got)
+		}
+	}
+}
+
+// TestKVMFresh: a new machine's chips are the same here and in the kernel.
+func TestKVMFresh(t *testing.T) {
+	newKernel(t).same(newBench(t, kvmCPUs), "at power-up")
+}
+
+// TestKVMState moves states of many kinds to KVM's chips and back.
+func TestKVMState(t *testing.T) {
+	k := newKernel(t)
+	for seed := range uint64(60) {
+		b := newBench(t, kvmCPUs)
+		b.now = 5e9
+		b.random(rand.New(rand.NewPCG(seed, 1)))
+		what := fmt.Sprintf("seed %d", seed)
+		k.load(b)
+		k.same(b, what)
+		k.same(k.chips(), what+", back")
+	}
+}
+
+// random drives chips as a guest may, into a state in which KVM would not deliver
+// anything by itself: no interrupt of the I/O APIC that nobody takes, and no
+// edge-triggered input of its own that is high.
+func (b *bench) random(r *rand.Rand) {
+	x2 := r.IntN(2) == 0
+	write := func(l *LAPIC, reg, v uint32) {
+		if x2 {
+			l.WriteMSR(0x800+reg, uint64(v))
+		} else {
+			l.Write(reg<<4, v)
+		}
+	}
+	if b.xapic(); x2 {
+		b.x2apic()
+	}
+	for i := range b.cpus {
+		l := b.LAPIC(i)
+		for reg := uint32(0x33); reg < 0x38; reg++ {
+			write(l, reg, r.Uint32()&0x100ff)
+		}
+		write(l, 0x35, r.Uint32()&0x1a7ff)
+		write(l, 0x3e, r.Uint32()&0xb)
+		write(l, 0x32, r.Uint32()&0x300ff)
+		if r.IntN(3) > 0 {
+			write(l, 0x38, 1<<31|r.Uint32()) // seconds
+		}
+		for range r.IntN(6) {
+			b.Signal(0xfee00000|uint64(i)<<12, uint32(16+r.IntN(240))|uint32(r.IntN(2))<<15)
+			if r.IntN(2) == 0 {
+				l.Ack()
+			}
+		}
+		if r.IntN(3) == 0 {
+			l.SetTPR(byte(r.IntN(16)))
+		}
+	}
+	for pin := range 24 {
+		level := uint64(r.IntN(2))
+		b.redirect(pin, level<<15|uint64(r.IntN(4)/3)<<16|uint64(r.IntN(2))<<56|uint64(16+r.IntN(240)))
+		if line := b.Line(pin); level == 1 && r.IntN(2) == 0 || pin < 16 && r.IntN(2) == 0 {
+			line.Set(true)
+		}
+	}
+	b.WriteIOAPIC(0, 0)
+	b.WriteIOAPIC(0x10, r.Uint32())
+	b.WriteIOAPIC(0, r.Uint32())
+	for _, port := range []uint16{platform.PortPIC1, platform.PortPIC2} {
+		if r.IntN(3) > 0 {
+			b.out(port, 0x11)
+			b.out(port+1, byte(r.Uint32()), 4, byte(r.Uint32()), byte(r.Uint32()))
+		}
+		b.out(port, byte(r.Uint32())|0x08&^0x14)
+		b.out(port, byte(r.Uint32())&^0x18)
+	}
+	b.out(platform.PortELCR1, byte(r.Uint32()))
+	b.out(platform.PortELCR2, byte(r.Uint32()))
+	for pin := range 16 {
+		b.Line(pin).Set(r.IntN(2) == 0)
+		if r.IntN(4) == 0 && b.pics.Output() {
+			b.pics.Ack()
+			b.settled()
+		}
+	}
+	for i := range byte(3) {
+		if r.IntN(4) > 0 {
+			mode := byte(r.IntN(6))
+			if i == 0 {
+				mode = 5 // KVM's would tick at once
+			}
+			b.out(platform.PortPITControl, i<<6|byte(r.IntN(3)+1)<<4|mode<<1|byte(r.IntN(2)))
+			b.out(platform.PortPIT+uint16(i), byte(r.Uint32()))
+		}
+		if r.IntN(2) == 0 {
+			b.out(platform.PortPIT+uint16(i), byte(r.Uint32()))
+		}
+	}
+	b.out(platform.PortPITControl, byte(0xc0|r.IntN(0x40)))
+	b.out(platform.PortSystemB, byte(r.IntN(4)))
+}
