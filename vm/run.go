@@ -160,6 +160,11 @@ func (m *Machine) pauseLocked() (wasRunning bool) {
 func (m *Machine) resumeLocked() error {
 	switch m.state {
 	case stateNew, statePaused:
+		select {
+		case <-m.done: // Run has not noticed yet
+			return fmt.Errorf("the guest has ended: %w", m.end)
+		default:
+		}
 	case stateRunning:
 		return nil
 	default:

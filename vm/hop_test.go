@@ -1,0 +1,158 @@
+package vm_test
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/vmkit-go/vmkit/disk"
+	"github.com/vmkit-go/vmkit/internal/debian"
+	"github.com/vmkit-go/vmkit/internal/guest"
+	"github.com/vmkit-go/vmkit/internal/kvmtest"
+	"github.com/vmkit-go/vmkit/vm"
+	"github.com/vmkit-go/vmkit/vm/boot"
+	"github.com/vmkit-go/vmkit/vm/virtio"
+)
+
+// hopInit is the init of a guest that writes files, waits for timers and keeps
+// a process on each CPU, until it gets a line on its serial port.
+const hopInit = `#!/bin/busybox sh
+export PATH=/bin
+mount -t proc proc /proc; mount -t sysfs sysfs /sys; mount -t devtmpfs dev /dev
+exec </dev/ttyS0 >/dev/ttyS0 2>&1
+while read -r m; do insmod "/vmkit/$m"; done </vmkit/modules
+until [ -b /dev/vda ]; do usleep 1000; done
+mkdir /mnt; mount -t ext4 /dev/vda /mnt || exit
+cd /mnt
+(read -r line </dev/ttyS0; : >/stop) &
+for i in $(seq $(nproc)); do
+	(until [ -e /stop ]; do echo $((6 * 7)) | awk '$1 != 42 || sqrt($1 * $1) != 42 { print "error: wrong sum" }'; usleep 20000; done) &
+done
+n=0
+until [ -e /stop ]; do
+	n=$((n + 1))
+	dd if=/dev/urandom of=f$n bs=7000 count=$((n % 10 + 1)) conv=fsync 2>/dev/null || exit
+	sha256sum f$n >>sums
+	usleep 10000
+	rm -f f$((n - 20)); sed -i "/ f$((n - 20))\$/d" sums
+	echo "wrote $n"
+done
+wait
+sha256sum -c sums >/dev/null && echo "sums hold"
+dmesg | grep -i -e 'clocksource.*unstable' -e 'soft lockup' -e 'rcu.*stall' -e 'BUG:'
+cd /; umount /mnt && echo "unmounted"
+poweroff -f
+`
+
+// TestHop: a machine that booted on KVM goes on in software, and back on KVM,
+// and in software to its end. Linux in it goes on with its processes, timers,
+// console and disk.
+func TestHop(t *testing.T) {
+	kvmtest.NeedNative(t, kvmtest.Open(t))
+	if raceEnabled {
+		t.Skip("the race detector makes the engine in software too slow; it is tested without")
+	}
+	for _, cpus := range []int{1, 2} {
+		t.Run(fmt.Sprintf("%d CPUs", cpus), func(t *testing.T) { hop(t, cpus, vm.EngineKVM, vm.EngineSoft, vm.EngineKVM, vm.EngineSoft) })
+	}
+}
+
+func hop(t *testing.T, cpus int, engines ...string) {
+	k, err := debian.FetchKernel(t.Context(), os.Stderr)
+	require.NoError(t, err)
+	kernel, err := os.Open(k.Image)
+	require.NoError(t, err)
+	defer kernel.Close()
+	initrd, err := guest.Initramfs(t.Context(), guest.Config{
+		Kernel:  k,
+		Modules: []string{"virtio_pci", "virtio_mmio", "virtio_blk"},
+		Files:   map[string]guest.File{"init": {Mode: 0o755, Data: []byte(hopInit)}},
+	})
+	require.NoError(t, err)
+	path := filepath.Join(t.TempDir(), "image")
+	require.NoError(t, os.WriteFile(path, nil, 0o600))
+	require.NoError(t, os.Truncate(path, 32<<20))
+	program := func(name string, args ...string) {
+		t.Helper()
+		tool, err := debian.LookProgram(name, "e2fsprogs")
+		require.NoError(t, err)
+		out, err := exec.CommandContext(t.Context(), tool, args...).CombinedOutput()
+		require.NoError(t, err, "%s %s: %s", name, args, out)
+	}
+	program("mke2fs", "-q", "-F", "-t", "ext4", path)
+	image, err := disk.Open(path, disk.FileConfig{})
+	require.NoError(t, err)
+	defer image.Close()
+
+	out := new(console)
+	defer func() {
+		if t.Failed() {
+			t.Logf("the guest said:\n%s", out)
+		}
+	}()
+	wrote := func() int { return strings.Count(out.String(), "wrote ") }
+	var saved bytes.Buffer
+	for i, engine := range engines {
+		dev, err := disk.NewDevice(image, disk.Config{Queues: cpus})
+		require.NoError(t, err)
+		keys, keyboard := io.Pipe()
+		cfg := vm.Config{
+			CPUs: cpus, Memory: 256 << 20, Engine: engine, Portable: true,
+			Serial: vm.Serial{In: keys, Out: out}, Devices: []virtio.Device{dev},
+		}
+		var m *vm.Machine
+		if i == 0 {
+			cfg.Boot = boot.Linux{Kernel: kernel, Initrd: bytes.NewReader(initrd), Cmdline: "console=ttyS0 panic=-1 quiet"}
+			m, err = vm.New(cfg)
+		} else {
+			m, err = vm.Load(cfg, &saved)
+		}
+		require.NoError(t, err)
+		require.Equal(t, engine, m.Engine())
+		last := i == len(engines)-1
+		before, start := wrote(), time.Now()
+		ctx, cancel := context.WithTimeout(t.Context(), 4*time.Minute)
+		go func() {
+			for wrote() < before+5 && ctx.Err() == nil {
+				time.Sleep(10 * time.Millisecond)
+			}
+			if last {
+				fmt.Fprintln(keyboard, "stop")
+			} else {
+				cancel()
+			}
+		}()
+		err = m.Run(ctx)
+		if last {
+			require.NoError(t, err)
+		} else {
+			require.ErrorIs(t, err, context.Canceled)
+			saved.Reset()
+			require.NoError(t, m.Save(&saved))
+		}
+		cancel()
+		keyboard.Close()
+		require.NoError(t, m.Close())
+		t.Logf("%s: it wrote %d files in %v", engine, wrote()-before, time.Since(start).Round(time.Millisecond))
+	}
+	require.Contains(t, out.String(), "sums hold\n")
+	require.Contains(t, out.String(), "unmounted\n")
+	require.NotContains(t, out.String(), "error")
+	for _, trouble := range []string{"soft lockup", "stall", "BUG:"} {
+		require.NotContains(t, out.String(), trouble)
+	}
+	for n := range wrote() {
+		require.Contains(t, out.String(), fmt.Sprintf("wrote %d\n", n+1))
+	}
+	require.NoError(t, image.Close())
+	program("e2fsck", "-f", "-n", path)
+}
