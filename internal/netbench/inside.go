@@ -197,6 +197,7 @@ func measure(ctx context.Context, o options, name string) (map[string]float64, e
 	if err := cmd.Start(); err != nil {
 		return nil, err
 	}
+	used := takeUsage(cmd.Process.Pid)
 	got := map[string]float64{}
 	done := false
 	var said strings.Builder
@@ -212,6 +213,11 @@ func measure(ctx context.Context, o options, name string) (map[string]float64, e
 		if n, _ := fmt.Sscanf(line, "result %s %g", &what, &v); n == 2 {
 			got[what] = v
 			done = what == "done" || what == "failed"
+			if o.verbose {
+				now := takeUsage(cmd.Process.Pid)
+				now.since(used)
+				used = now
+			}
 		}
 	}
 	cancel()

@@ -15,7 +15,9 @@
 package main
 
 import (
+	"bytes"
 	"context"
+	_ "embed"
 	"errors"
 	"flag"
 	"fmt"
@@ -30,6 +32,9 @@ import (
 	"github.com/vmkit-go/vmkit/internal/nestedkvm"
 	"github.com/vmkit-go/vmkit/internal/nestedkvm/agent"
 )
+
+//go:embed testdata/peer.c
+var peerSource []byte
 
 // options are the benchmark's flags, the same outside and inside.
 type options struct {
@@ -82,7 +87,7 @@ func main() {
 	flag.IntVar(&o.queues, "queues", 1, "queue pairs")
 	flag.IntVar(&o.cpus, "cpus", 1, "CPUs of the guest")
 	flag.StringVar(&o.only, "only", "", "measure only these machines: vmkit-pci, vmkit-mmio, qemu-pci, qemu-mmio, and vmkit-pci@N with GOMAXPROCS=N")
-	flag.BoolVar(&o.verbose, "v", false, "print what the guests say")
+	flag.BoolVar(&o.verbose, "v", false, "print what the guests say, and what each thread used until then")
 	flag.StringVar(&o.kernel, "kernel", "", "used inside the nested host")
 	flag.StringVar(&o.initrd, "initrd", "", "used inside the nested host")
 	flag.StringVar(&o.peer, "peer", "", "used inside the nested host")
@@ -112,9 +117,12 @@ func outside(ctx context.Context, o options) (err error) {
 	}
 	defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
 	o.peer = filepath.Join(dir, "peer")
-	build := exec.CommandContext(ctx, "go", "build", "-o", o.peer, "github.com/vmkit-go/vmkit/internal/netbench/peer")
-	build.Env = append(os.Environ(), "CGO_ENABLED=0")
-	build.Stderr = os.Stderr
+	gcc, err := debian.LookProgram("gcc", "gcc")
+	if err != nil {
+		return err
+	}
+	build := exec.CommandContext(ctx, gcc, "-O2", "-static", "-x", "c", "-o", o.peer, "-")
+	build.Stdin, build.Stderr = bytes.NewReader(peerSource), os.Stderr
 	if err := build.Run(); err != nil {
 		return fmt.Errorf("build the guest's program: %w", err)
 	}
