@@ -5,7 +5,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"os"
 	"os/exec"
 	"runtime"
@@ -23,11 +22,9 @@ import (
 )
 
 const (
-	tapName = "bench0"
-	memory  = 512 << 20
-	cmdline = "console=ttyS0 panic=-1 quiet"
-	// patience bounds one guest's boot and measurements on a busy host.
-	patience = 10 * time.Minute
+	memory = 256 << 20
+	// patience bounds one guest's boot or measurement on a busy host.
+	patience = 4 * time.Minute
 )
 
 // figures are what is measured, with their units.
@@ -40,12 +37,9 @@ var figures = []struct{ name, title, unit string }{
 // machines are measured unless others are asked for.
 var machines = []string{"vmkit-pci", "qemu-pci", "qemu-mmio"}
 
-// inside measures each machine in turn, over and over.
+// inside boots all machines and measures each in turn, over and over.
 func inside(ctx context.Context, o options) error {
-	if err := makeTap(o.queues); err != nil {
-		return fmt.Errorf("tap %s: %w", tapName, err)
-	}
-	server := exec.CommandContext(ctx, o.peer, "server", "10.0.0.1")
+	server := exec.CommandContext(ctx, o.peer, "server", "0.0.0.0")
 	server.Stderr = os.Stderr
 	if err := server.Start(); err != nil {
 		return err
@@ -58,24 +52,31 @@ func inside(ctx context.Context, o options) error {
 	if o.only != "" {
 		names = strings.Split(o.only, ",")
 	}
+	var running []*run
+	for i, name := range names {
+		o.net = i
+		if err := makeTap(o); err != nil {
+			return fmt.Errorf("tap %s: %w", o.tap(), err)
+		}
+		r, err := start(ctx, o, name)
+		if err != nil {
+			return fmt.Errorf("%s: %w", name, err)
+		}
+		defer r.end()
+		running = append(running, r)
+	}
 	results := map[string][]float64{} // by machine and figure
-	for round := range o.rounds {
-		for _, name := range names {
-			got, err := measure(ctx, o, name)
-			if err != nil {
-				return fmt.Errorf("%s: %w", name, err)
+	for range o.rounds {
+		for _, f := range figures {
+			if !strings.Contains(o.figures, f.name) {
+				continue
 			}
-			if o.verbose {
-				fmt.Printf("round %d %s", round+1, name)
-			}
-			for _, f := range figures {
-				results[name+f.name] = append(results[name+f.name], got[f.name])
-				if o.verbose {
-					fmt.Printf("  %s %.1f %s", f.name, got[f.name], f.unit)
+			for _, r := range running {
+				v, err := r.turn(o, f.name)
+				if err != nil {
+					return fmt.Errorf("%s: %w", r.name, err)
 				}
-			}
-			if o.verbose {
-				fmt.Println()
+				results[r.name+f.name] = append(results[r.name+f.name], v)
 			}
 		}
 	}
@@ -118,19 +119,22 @@ func median(v []float64) float64 {
 	return (s[(len(s)-1)/2] + s[len(s)/2]) / 2
 }
 
-// makeTap makes the tap that all machines use, one after the other.
-func makeTap(queues int) error {
+// tap is the name of a machine's tap.
+func (o *options) tap() string { return fmt.Sprintf("bench%d", o.net) }
+
+// makeTap makes it.
+func makeTap(o options) error {
 	fd, err := unix.Open("/dev/net/tun", unix.O_RDWR|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return err
 	}
 	defer unix.Close(fd)
-	ifr, err := unix.NewIfreq(tapName)
+	ifr, err := unix.NewIfreq(o.tap())
 	if err != nil {
 		return err
 	}
 	flags := uint16(unix.IFF_TAP | unix.IFF_NO_PI | unix.IFF_VNET_HDR)
-	if queues > 1 {
+	if o.queues > 1 {
 		flags |= unix.IFF_MULTI_QUEUE
 	}
 	ifr.SetUint16(flags)
@@ -140,7 +144,9 @@ func makeTap(queues int) error {
 	if err := unix.IoctlSetInt(fd, unix.TUNSETPERSIST, 1); err != nil {
 		return err
 	}
-	for _, args := range [][]string{{"addr", "add", "10.0.0.1/24", "dev", tapName}, {"link", "set", tapName, "up"}} {
+	for _, args := range [][]string{
+		{"addr", "add", fmt.Sprintf("10.0.%d.1/24", o.net), "dev", o.tap()}, {"link", "set", o.tap(), "up"},
+	} {
 		if out, err := exec.Command("ip", args...).CombinedOutput(); err != nil {
 			return fmt.Errorf("ip %s: %w: %s", strings.Join(args, " "), err, out)
 		}
@@ -155,7 +161,7 @@ func command(ctx context.Context, o options, name string) (*exec.Cmd, error) {
 	if vmm == "vmkit" {
 		self, err := os.Executable()
 		cmd := exec.CommandContext(ctx, self, "-vmm", transport, "-kernel", o.kernel, "-initrd", o.initrd,
-			"-queues", fmt.Sprint(o.queues), "-cpus", fmt.Sprint(o.cpus))
+			"-net", fmt.Sprint(o.net), "-queues", fmt.Sprint(o.queues), "-cpus", fmt.Sprint(o.cpus))
 		if procs != "" {
 			cmd.Env = append(os.Environ(), "GOMAXPROCS="+procs)
 		}
@@ -165,8 +171,8 @@ func command(ctx context.Context, o options, name string) (*exec.Cmd, error) {
 	if transport == "pci" {
 		pcie, dev = "on", "virtio-net-pci-non-transitional"
 	}
-	netdev := "tap,id=n,script=no,downscript=no,vhost=off,ifname=" + tapName
-	device := dev + ",netdev=n,mac=52:54:00:12:34:56"
+	netdev := "tap,id=n,script=no,downscript=no,vhost=off,ifname=" + o.tap()
+	device := dev + ",netdev=n"
 	if o.queues > 1 {
 		netdev += fmt.Sprintf(",queues=%d", o.queues)
 		device += ",mq=on"
@@ -177,56 +183,85 @@ func command(ctx context.Context, o options, name string) (*exec.Cmd, error) {
 	return exec.CommandContext(ctx, "qemu-system-x86_64", "-nodefaults", "-no-user-config", "-display", "none",
 		"-M", "microvm,acpi=on,pit=off,pic=off,rtc=off,pcie="+pcie, "-accel", "kvm", "-cpu", "host",
 		"-m", fmt.Sprint(memory>>20), "-smp", fmt.Sprint(o.cpus), "-serial", "stdio", "-no-reboot",
-		"-kernel", o.kernel, "-initrd", o.initrd, "-append", cmdline, "-netdev", netdev, "-device", device), nil
+		"-kernel", o.kernel, "-initrd", o.initrd, "-append", o.cmdline(), "-netdev", netdev, "-device", device), nil
 }
 
-// measure boots one machine and reads its figures off its console.
-func measure(ctx context.Context, o options, name string) (map[string]float64, error) {
-	ctx, cancel := context.WithTimeout(ctx, patience)
-	defer cancel()
+// run is one machine. It is stopped but for its turns.
+type run struct {
+	name   string
+	cmd    *exec.Cmd
+	cancel context.CancelFunc
+	lines  *bufio.Scanner // of its console
+	said   strings.Builder
+}
+
+// start boots a machine and stops it.
+func start(ctx context.Context, o options, name string) (*run, error) {
+	ctx, cancel := context.WithCancel(ctx)
 	cmd, err := command(ctx, o, name)
 	if err != nil {
+		cancel()
 		return nil, err
 	}
 	cmd.Stderr = os.Stderr
 	cmd.WaitDelay = 10 * time.Second
 	out, err := cmd.StdoutPipe()
+	if err == nil {
+		err = cmd.Start()
+	}
 	if err != nil {
+		cancel()
 		return nil, err
 	}
-	if err := cmd.Start(); err != nil {
+	r := &run{name: name, cmd: cmd, cancel: cancel, lines: bufio.NewScanner(out)}
+	if _, err := r.turn(o, "ready"); err != nil {
+		r.end()
 		return nil, err
 	}
-	used := takeUsage(cmd.Process.Pid)
-	got := map[string]float64{}
-	done := false
-	var said strings.Builder
-	lines := bufio.NewScanner(out)
-	for !done && lines.Scan() {
-		line := strings.TrimSpace(lines.Text())
-		if o.verbose {
-			fmt.Println(line)
-		}
-		fmt.Fprintln(&said, line)
+	return r, nil
+}
+
+func (r *run) end() {
+	r.cancel()
+	_ = r.cmd.Wait()
+}
+
+// turn lets the machine run until its guest has told a figure. It rests after that.
+func (r *run) turn(o options, figure string) (float64, error) {
+	timer := time.AfterFunc(patience, r.cancel)
+	defer timer.Stop()
+	used := takeUsage(r.cmd.Process.Pid)
+	if err := r.cmd.Process.Signal(unix.SIGCONT); err != nil {
+		return 0, err
+	}
+	for r.lines.Scan() {
+		line := strings.TrimSpace(r.lines.Text())
+		fmt.Fprintln(&r.said, line)
 		var what string
 		var v float64
-		if n, _ := fmt.Sscanf(line, "result %s %g", &what, &v); n == 2 {
-			got[what] = v
-			done = what == "done" || what == "failed"
-			if o.verbose {
-				now := takeUsage(cmd.Process.Pid)
-				now.since(used)
-				used = now
-			}
+		// Firmware may have written before it on the same line.
+		i := max(strings.Index(line, "result "), 0)
+		if n, _ := fmt.Sscanf(line[i:], "result %s %g", &what, &v); n != 2 {
+			continue
 		}
+		if what != figure {
+			break
+		}
+		if err := r.cmd.Process.Signal(unix.SIGSTOP); err != nil {
+			return 0, err
+		}
+		if o.verbose {
+			fmt.Printf("%s %s %.1f\n", r.name, what, v)
+			takeUsage(r.cmd.Process.Pid).since(used)
+		}
+		return v, nil
 	}
-	cancel()
-	go io.Copy(io.Discard, out)
-	err = cmd.Wait()
-	if _, ok := got["done"]; !ok {
-		return nil, errors.Join(fmt.Errorf("the guest did not finish; it said:\n%s", &said), err)
-	}
-	return got, nil
+	return 0, fmt.Errorf("the guest did not come to %s; it said:\n%s", figure, &r.said)
+}
+
+// cmdline is the guest's kernel command line.
+func (o *options) cmdline() string {
+	return fmt.Sprint("console=ttyS0 panic=-1 quiet net=", o.net)
 }
 
 // machine runs vmkit's machine until it is killed.
@@ -241,7 +276,7 @@ func machine(ctx context.Context, o options) error {
 		return err
 	}
 	defer initrd.Close()
-	tap, err := netdev.OpenTap(netdev.TapConfig{Name: tapName, Queues: o.queues})
+	tap, err := netdev.OpenTap(netdev.TapConfig{Name: o.tap(), Queues: o.queues})
 	if err != nil {
 		return err
 	}
@@ -255,7 +290,7 @@ func machine(ctx context.Context, o options) error {
 	}
 	m, err := vm.New(vm.Config{
 		CPUs: o.cpus, Memory: memory, Transport: transport,
-		Boot:    boot.Linux{Kernel: kernel, Initrd: initrd, Cmdline: cmdline},
+		Boot:    boot.Linux{Kernel: kernel, Initrd: initrd, Cmdline: o.cmdline()},
 		Serial:  vm.Serial{Out: os.Stdout},
 		Devices: []virtio.Device{dev},
 	})

@@ -4,7 +4,7 @@
 //
 //	gcc -O2 -static -o peer peer.c
 //	peer server 10.0.0.1
-//	peer client 10.0.0.1 SECONDS
+//	peer client 10.0.0.1 SECONDS rr,tx,rx
 
 #include <arpa/inet.h>
 #include <err.h>
@@ -178,19 +178,29 @@ static double receive_for(const char *addr, double seconds)
 	return total / 1e6 / (now() - begin);
 }
 
-// client measures each after a warm-up, streams on a connection of its own because
-// the server's count is of a whole one.
-static void client(const char *addr, double seconds)
+// client measures each of the figures over and over, after a warm-up; streams on a
+// connection of its own because the server's count is of a whole one. After each result
+// it rests, which is when this machine is stopped and another has its turn.
+static void client(const char *addr, double seconds, const char *figures)
 {
-	int c = dial(addr, ECHO);
-
-	exchange(c, seconds / 4);
-	printf("result rr %.1f\n", exchange(c, seconds));
-	close(c);
-	send_for(addr, seconds / 4);
-	printf("result tx %.2f\n", send_for(addr, seconds));
-	receive_for(addr, seconds / 4);
-	printf("result rx %.2f\n", receive_for(addr, seconds));
+	for (;; usleep(500000)) {
+		if (strstr(figures, "rr")) {
+			int c = dial(addr, ECHO);
+			exchange(c, seconds / 4);
+			printf("result rr %.1f\n", exchange(c, seconds));
+			close(c);
+			usleep(500000);
+		}
+		if (strstr(figures, "tx")) {
+			send_for(addr, seconds / 4);
+			printf("result tx %.2f\n", send_for(addr, seconds));
+			usleep(500000);
+		}
+		if (strstr(figures, "rx")) {
+			receive_for(addr, seconds / 4);
+			printf("result rx %.2f\n", receive_for(addr, seconds));
+		}
+	}
 }
 
 int main(int argc, char **argv)
@@ -198,9 +208,9 @@ int main(int argc, char **argv)
 	setvbuf(stdout, NULL, _IOLBF, 0);
 	if (argc == 3 && strcmp(argv[1], "server") == 0)
 		server(argv[2]);
-	else if (argc == 4 && strcmp(argv[1], "client") == 0)
-		client(argv[2], atof(argv[3]));
+	else if (argc == 5 && strcmp(argv[1], "client") == 0)
+		client(argv[2], atof(argv[3]), argv[4]);
 	else
-		errx(1, "usage: peer server ADDR | peer client ADDR SECONDS");
+		errx(1, "usage: peer server ADDR | peer client ADDR SECONDS FIGURES");
 	return 0;
 }
