@@ -167,7 +167,14 @@ func NewDevice(ep Endpoint, cfg Config) (*Device, error) {
 	d.link.Store(true)
 	d.offers = d.offered(caps)
 	for i := range cfg.Queues {
-		d.pairs = append(d.pairs, newPair(d, i))
+		p, err := newPair(d, i)
+		if err != nil {
+			for _, p := range d.pairs {
+				p.close()
+			}
+			return nil, fmt.Errorf("net: %w", err)
+		}
+		d.pairs = append(d.pairs, p)
 	}
 	d.forget()
 	return d, nil
@@ -412,6 +419,14 @@ func (d *Device) Notify(q int) {
 	}
 }
 
+// EventFD implements [virtio.Waiter].
+func (d *Device) EventFD(q int) int {
+	if q == int(d.ctrlAt.Load()) || q/2 >= len(d.pairs) || d.pairs[q/2].rx.bell == nil {
+		return -1
+	}
+	return d.pairs[q/2].rx.bell.fd
+}
+
 // Pause implements [virtio.Device].
 func (d *Device) Pause() {
 	d.mu.Lock()
@@ -469,6 +484,9 @@ func (d *Device) Close() error {
 	d.ep.WatchLink(nil)
 	d.reset()
 	d.closed = true
+	for _, p := range d.pairs {
+		p.close()
+	}
 	return d.ep.Close()
 }
 

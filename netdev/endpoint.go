@@ -125,3 +125,10 @@ type Queue interface {
 	// gets its goroutines back.
 	Interrupt(on bool)
 }
+
+// waiter is a Queue that can wait for an eventfd beside its frames.
+type waiter interface {
+	// Wait blocks until there is a frame to read, event is readable, or the
+	// queue is interrupted. It may return early.
+	Wait(event int) error
+}

@@ -32,14 +32,21 @@ func newRunner(q *Queue, notify func()) *runner {
 	return r
 }
 
-// listen takes the queue's notifications from a doorbell if there is one.
-// unlisten must be called before the next listen. failed is told if the
-// doorbell stops working.
-func (r *runner) listen(d device.Doorbells, addr uint64, size int, match *uint64, failed func(error)) error {
+// listen takes the queue's notifications from a doorbell if there is one, which
+// rings event, for the device to wait for, if that is not -1. unlisten must be
+// called before the next listen. failed is told if the doorbell stops working.
+func (r *runner) listen(d device.Doorbells, event int, addr uint64, size int, match *uint64, failed func(error)) error {
 	if d == nil {
 		return nil
 	}
-	bell, err := d.Doorbell(addr, size, match)
+	var bell device.Doorbell
+	var err error
+	lent, ok := d.(device.EventDoorbells)
+	if ok = ok && event >= 0; ok {
+		bell, err = lent.DoorbellTo(event, addr, size, match)
+	} else {
+		bell, err = d.Doorbell(addr, size, match)
+	}
 	if errors.Is(err, errors.ErrUnsupported) {
 		return nil
 	}
@@ -49,6 +56,9 @@ func (r *runner) listen(d device.Doorbells, addr uint64, size int, match *uint64
 	r.mu.Lock()
 	r.bell = bell
 	r.mu.Unlock()
+	if ok {
+		return nil
+	}
 	r.wg.Go(func() {
 		var loop wakeup.Loop
 		for {
@@ -120,6 +130,19 @@ func (r *runner) enter() bool {
 func (r *runner) run() {
 	for r.once() {
 	}
+}
+
+// drain notifies the queue once on the caller, unless it is notified elsewhere, and
+// reports whether the caller is to come back.
+func (r *runner) drain() (more bool) {
+	if !r.enter() || !r.once() {
+		return false
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.running = false
+	r.idle.Broadcast()
+	return true
 }
 
 // once notifies the device once and reports whether it has to be notified
