@@ -1,31 +1,27 @@
 package main
 
 import (
-	"bufio"
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"os/exec"
 	"runtime"
 	"slices"
 	"strings"
 	"text/tabwriter"
-	"time"
 
 	"golang.org/x/sys/unix"
 
+	"github.com/vmkit-go/vmkit/internal/bench/turns"
 	"github.com/vmkit-go/vmkit/netdev"
 	"github.com/vmkit-go/vmkit/vm"
 	"github.com/vmkit-go/vmkit/vm/boot"
 	"github.com/vmkit-go/vmkit/vm/virtio"
 )
 
-const (
-	memory = 256 << 20
-	// patience bounds one guest's boot or measurement on a busy host.
-	patience = 4 * time.Minute
-)
+const memory = 256 << 20
 
 // figures are what is measured, with their units.
 var figures = []struct{ name, title, unit string }{
@@ -52,18 +48,22 @@ func inside(ctx context.Context, o options) error {
 	if o.only != "" {
 		names = strings.Split(o.only, ",")
 	}
-	var running []*run
+	var running []*turns.Machine
 	for i, name := range names {
 		o.net = i
 		if err := makeTap(o); err != nil {
 			return fmt.Errorf("tap %s: %w", o.tap(), err)
 		}
-		r, err := start(ctx, o, name)
+		cmd, err := command(ctx, o, name)
 		if err != nil {
 			return fmt.Errorf("%s: %w", name, err)
 		}
-		defer r.end()
-		running = append(running, r)
+		m, err := turns.Start(name, cmd, o.report())
+		if err != nil {
+			return err
+		}
+		defer m.Close()
+		running = append(running, m)
 	}
 	results := map[string][]float64{} // by machine and figure
 	for range o.rounds {
@@ -71,12 +71,12 @@ func inside(ctx context.Context, o options) error {
 			if !strings.Contains(o.figures, f.name) {
 				continue
 			}
-			for _, r := range running {
-				v, err := r.turn(o, f.name)
+			for _, m := range running {
+				v, err := m.Turn(f.name)
 				if err != nil {
-					return fmt.Errorf("%s: %w", r.name, err)
+					return err
 				}
-				results[r.name+f.name] = append(results[r.name+f.name], v)
+				results[m.Name+f.name] = append(results[m.Name+f.name], v)
 			}
 		}
 	}
@@ -117,6 +117,14 @@ func median(v []float64) float64 {
 		return 0
 	}
 	return (s[(len(s)-1)/2] + s[len(s)/2]) / 2
+}
+
+// report is where it is told what each thread used.
+func (o *options) report() io.Writer {
+	if o.verbose {
+		return os.Stdout
+	}
+	return nil
 }
 
 // tap is the name of a machine's tap.
@@ -186,79 +194,6 @@ func command(ctx context.Context, o options, name string) (*exec.Cmd, error) {
 		"-kernel", o.kernel, "-initrd", o.initrd, "-append", o.cmdline(), "-netdev", netdev, "-device", device), nil
 }
 
-// run is one machine. It is stopped but for its turns.
-type run struct {
-	name   string
-	cmd    *exec.Cmd
-	cancel context.CancelFunc
-	lines  *bufio.Scanner // of its console
-	said   strings.Builder
-}
-
-// start boots a machine and stops it.
-func start(ctx context.Context, o options, name string) (*run, error) {
-	ctx, cancel := context.WithCancel(ctx)
-	cmd, err := command(ctx, o, name)
-	if err != nil {
-		cancel()
-		return nil, err
-	}
-	cmd.Stderr = os.Stderr
-	cmd.WaitDelay = 10 * time.Second
-	out, err := cmd.StdoutPipe()
-	if err == nil {
-		err = cmd.Start()
-	}
-	if err != nil {
-		cancel()
-		return nil, err
-	}
-	r := &run{name: name, cmd: cmd, cancel: cancel, lines: bufio.NewScanner(out)}
-	if _, err := r.turn(o, "ready"); err != nil {
-		r.end()
-		return nil, err
-	}
-	return r, nil
-}
-
-func (r *run) end() {
-	r.cancel()
-	_ = r.cmd.Wait()
-}
-
-// turn lets the machine run until its guest has told a figure. It rests after that.
-func (r *run) turn(o options, figure string) (float64, error) {
-	timer := time.AfterFunc(patience, r.cancel)
-	defer timer.Stop()
-	used := takeUsage(r.cmd.Process.Pid)
-	if err := r.cmd.Process.Signal(unix.SIGCONT); err != nil {
-		return 0, err
-	}
-	for r.lines.Scan() {
-		line := strings.TrimSpace(r.lines.Text())
-		fmt.Fprintln(&r.said, line)
-		var what string
-		var v float64
-		// Firmware may have written before it on the same line.
-		i := max(strings.Index(line, "result "), 0)
-		if n, _ := fmt.Sscanf(line[i:], "result %s %g", &what, &v); n != 2 {
-			continue
-		}
-		if what != figure {
-			break
-		}
-		if err := r.cmd.Process.Signal(unix.SIGSTOP); err != nil {
-			return 0, err
-		}
-		if o.verbose {
-			fmt.Printf("%s %s %.1f\n", r.name, what, v)
-			takeUsage(r.cmd.Process.Pid).since(used)
-		}
-		return v, nil
-	}
-	return 0, fmt.Errorf("the guest did not come to %s; it said:\n%s", figure, &r.said)
-}
-
 // cmdline is the guest's kernel command line.
 func (o *options) cmdline() string {
 	return fmt.Sprint("console=ttyS0 panic=-1 quiet net=", o.net)
@@ -280,9 +215,10 @@ func machine(ctx context.Context, o options) error {
 	if err != nil {
 		return err
 	}
+	defer tap.Close()
 	dev, err := netdev.NewDevice(tap, netdev.Config{})
 	if err != nil {
-		return errors.Join(err, tap.Close())
+		return err
 	}
 	transport := vm.PCI
 	if o.vmm == "mmio" {

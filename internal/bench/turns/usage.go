@@ -1,7 +1,8 @@
-package main
+package turns
 
 import (
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
 	"sort"
@@ -57,8 +58,8 @@ func takeUsage(pid int) usage {
 	return u
 }
 
-// since prints what was used since before.
-func (u usage) since(before usage) {
+// print writes what was used since before.
+func (u usage) print(w io.Writer, before usage) {
 	var ids []string
 	for id := range u {
 		ids = append(ids, id)
@@ -69,7 +70,7 @@ func (u usage) since(before usage) {
 		if v.ns == b.ns {
 			continue
 		}
-		fmt.Printf("  thread %s %-16s %6.1f ms on a CPU, %4d in the kernel, %4d in the guest, %6.1f ms ready, %6d waits, %5d times pushed away\n",
+		fmt.Fprintf(w, "  thread %s %-16s %6.1f ms on a CPU, %4d in the kernel, %4d in the guest, %6.1f ms ready, %6d waits, %5d times pushed away\n",
 			id, v.name, float64(v.ns-b.ns)/1e6, 10*(v.kernel-b.kernel), 10*(v.guest-b.guest), float64(v.wait-b.wait)/1e6, v.switches-b.switches, v.forced-b.forced)
 	}
 }
