@@ -6,12 +6,21 @@
 // been scheduled anew, and a loop of short waits never is. After 10 ms of it, the
 // monitor takes the processor at every wait, and every event then wakes
 // three threads instead of one: the waiter, the monitor, and one that looks for
-// work in vain. Going through the scheduler now and then prevents it ([Loop.Woke]).
+// work in vain. Going through the scheduler now and then prevents it.
 //
 // And whenever the monitor has taken a processor, or is roused by a goroutine whose
 // processor was taken, it wakes some 58 times in the next 10 ms. On a host with few
-// CPUs each of these pushes a guest away. [Loop.Poll] waits without telling the
-// scheduler while events are frequent, so that there is nothing to take.
+// CPUs each of these pushes a guest away. [Loop.Poll] therefore waits without telling the
+// scheduler while events are frequent, so that there is nothing to take:
+//
+//	var loop wakeup.Loop
+//	for loop.Poll(fds) == 0 {
+//		...
+//	}
+//
+// It does so only with processors that a program has beyond the host's CPUs, see
+// Machine.Threads in package vm; without them, and once nothing has happened for a
+// while, it is an ordinary wait.
 package wakeup
 
 import (
@@ -25,11 +34,9 @@ import (
 const (
 	// short is a wait after which the goroutine still has its processor.
 	short = 8 * time.Millisecond
-	// often and seldom are how long a processor stays with a goroutine
-	// unscheduled; the runtime takes steps after 10 ms. In system calls that are
-	// known to it that is checked at any wait; otherwise by its clock alone.
-	often  = 4 * time.Millisecond
-	seldom = 9 * time.Millisecond
+	// often is how long a processor stays with a goroutine unscheduled; it is
+	// below the runtime's 10 ms.
+	often = 4 * time.Millisecond
 	// busy is how long after an event another is expected soon.
 	busy = 50 * time.Millisecond
 )
@@ -40,21 +47,14 @@ type Loop struct {
 	woke, scheduled time.Time
 }
 
-// Woke is to be called after every wait but those of Poll.
-func (l *Loop) Woke() {
+// woken is called after every wait that the scheduler knows of.
+func (l *Loop) woken() {
 	now := time.Now()
-	if now.Sub(l.woke) < short {
-		l.yield(now, often)
-	}
-	l.woke = now
-}
-
-// yield goes through the scheduler if that was not done lately.
-func (l *Loop) yield(now time.Time, after time.Duration) {
-	if now.Sub(l.scheduled) > after {
+	if now.Sub(l.woke) < short && now.Sub(l.scheduled) > often {
 		runtime.Gosched()
 		l.scheduled = now
 	}
+	l.woke = now
 }
 
 // holders counts the goroutines that wait unknown to the scheduler.
@@ -84,6 +84,6 @@ func (l *Loop) Poll(fds []unix.PollFd) unix.Errno {
 		}
 	}
 	errno := ppoll(fds)
-	l.Woke()
+	l.woken()
 	return errno
 }

@@ -5,6 +5,8 @@ import (
 	"os"
 	"sync"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/vmkit-go/vmkit/internal/wakeup"
 	"github.com/vmkit-go/vmkit/vm/device"
 )
@@ -22,8 +24,9 @@ type runner struct {
 	running bool      // one is running
 	again   bool      // another came meanwhile
 
-	bell device.Doorbell // nil: notifications come over the bus
-	wg   sync.WaitGroup  // the doorbell's goroutine and handed-over drains
+	bell   device.Doorbell // nil: notifications come over the bus
+	silent bool            // nobody is to wait for the doorbell
+	wg     sync.WaitGroup  // the doorbell's goroutine and handed-over drains
 }
 
 func newRunner(q *Queue, notify func()) *runner {
@@ -35,17 +38,26 @@ func newRunner(q *Queue, notify func()) *runner {
 // listen takes the queue's notifications from a doorbell if there is one, which
 // rings event, for the device to wait for, if that is not -1. unlisten must be
 // called before the next listen. failed is told if the doorbell stops working.
-func (r *runner) listen(d device.Doorbells, event int, addr uint64, size int, match *uint64, failed func(error)) error {
+func (r *runner) listen(d device.Doorbells, event int, addr uint64, size int, match *uint64, failed func(error)) (err error) {
 	if d == nil {
 		return nil
 	}
+	wait := func() {}
 	var bell device.Doorbell
-	var err error
-	lent, ok := d.(device.EventDoorbells)
-	if ok = ok && event >= 0; ok {
-		bell, err = lent.DoorbellTo(event, addr, size, match)
-	} else {
+	switch lent, ok := d.(device.EventDoorbells); {
+	case !ok:
 		bell, err = d.Doorbell(addr, size, match)
+		wait = func() { r.waitBell(bell, failed) }
+	case event >= 0:
+		bell, err = lent.DoorbellTo(event, addr, size, match)
+	default:
+		if event, err = unix.Eventfd(0, unix.EFD_CLOEXEC|unix.EFD_NONBLOCK); err != nil {
+			return err
+		}
+		if bell, err = lent.DoorbellTo(event, addr, size, match); err != nil {
+			unix.Close(event)
+		}
+		wait = func() { r.waitEvent(event, failed) }
 	}
 	if errors.Is(err, errors.ErrUnsupported) {
 		return nil
@@ -54,27 +66,54 @@ func (r *runner) listen(d device.Doorbells, event int, addr uint64, size int, ma
 		return err
 	}
 	r.mu.Lock()
-	r.bell = bell
+	r.bell, r.silent = bell, false
 	r.mu.Unlock()
-	if ok {
-		return nil
-	}
-	r.wg.Go(func() {
-		var loop wakeup.Loop
-		for {
-			if err := bell.Wait(); err != nil {
-				if !errors.Is(err, os.ErrClosed) {
-					failed(err)
-				}
-				return
-			}
-			loop.Woke()
-			if r.enter() {
-				r.run()
-			}
-		}
-	})
+	r.wg.Go(wait)
 	return nil
+}
+
+// waitBell runs notifications until bell is closed.
+func (r *runner) waitBell(bell device.Doorbell, failed func(error)) {
+	for {
+		if err := bell.Wait(); err != nil {
+			if !errors.Is(err, os.ErrClosed) {
+				failed(err)
+			}
+			return
+		}
+		if r.enter() {
+			r.run()
+		}
+	}
+}
+
+// waitEvent runs notifications until the runner is silent, and closes event.
+func (r *runner) waitEvent(event int, failed func(error)) {
+	defer unix.Close(event)
+	var loop wakeup.Loop
+	var count [8]byte
+	poll := []unix.PollFd{{Fd: int32(event), Events: unix.POLLIN}}
+	for {
+		if errno := loop.Poll(poll); errno != 0 && errno != unix.EINTR {
+			failed(errno)
+			return
+		}
+		if _, err := unix.Read(event, count[:]); err != nil {
+			continue // EINTR or EAGAIN: it was not rung
+		}
+		if r.isSilent() {
+			return
+		}
+		if r.enter() {
+			r.run()
+		}
+	}
+}
+
+func (r *runner) isSilent() bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.silent
 }
 
 // unlisten gives the doorbell back and waits for its goroutine. The runner is
@@ -82,9 +121,10 @@ func (r *runner) listen(d device.Doorbells, event int, addr uint64, size int, ma
 func (r *runner) unlisten() {
 	r.mu.Lock()
 	bell := r.bell
-	r.bell = nil
+	r.bell, r.silent = nil, true
 	r.mu.Unlock()
 	if bell != nil {
+		bell.Ring() // so that waitEvent sees that it is to end
 		bell.Close()
 	}
 	r.wg.Wait()
