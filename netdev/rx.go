@@ -126,6 +126,12 @@ func (r *receiver) notify() {
 
 func (r *receiver) run() {
 	defer r.ended.Done()
+	if r.bell != nil {
+		// When the runtime's monitor preempts the goroutine, another thread would
+		// go on with it: on another CPU, which may be the guest's.
+		runtime.LockOSThread()
+		defer runtime.UnlockOSThread()
+	}
 	if r.pair == 0 {
 		r.d.announceLoaded()
 	}
