@@ -137,7 +137,8 @@ const (
 	tagPair = 1<<16 - 1
 )
 
-// NewDevice returns a network device over ep, which it owns from then on.
+// NewDevice returns a network device over ep. It does not own ep: whoever opened it
+// closes it after the machine, or gives it to another device then.
 func NewDevice(ep Endpoint, cfg Config) (*Device, error) {
 	if ep == nil {
 		return nil, errors.New("net: no endpoint")
@@ -165,6 +166,7 @@ func NewDevice(ep Endpoint, cfg Config) (*Device, error) {
 	d := &Device{ep: ep, cfg: cfg, status: statusLinkUp}
 	copy(d.mac[:], cfg.MAC)
 	d.link.Store(true)
+	d.ctrlAt.Store(-1)
 	d.offers = d.offered(caps)
 	for i := range cfg.Queues {
 		p, err := newPair(d, i)
@@ -474,7 +476,7 @@ func (d *Device) reset() {
 	}
 }
 
-// Close implements [virtio.Device]. It closes the endpoint.
+// Close implements [virtio.Device]. It does not close the endpoint.
 func (d *Device) Close() error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -487,7 +489,7 @@ func (d *Device) Close() error {
 	for _, p := range d.pairs {
 		p.close()
 	}
-	return d.ep.Close()
+	return nil
 }
 
 // Deliver implements [device.Receiver].

@@ -6,7 +6,8 @@
 //	if err != nil {
 //		return err
 //	}
-//	nic, err := netdev.NewDevice(tap, netdev.Config{}) // owns tap from here on
+//	defer tap.Close() // after the machine
+//	nic, err := netdev.NewDevice(tap, netdev.Config{})
 //
 // Anything else that moves frames (a switch, a user-space NAT, a recorder)
 // takes part by implementing [Endpoint], or by holding the other end of a
