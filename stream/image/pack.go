@@ -17,6 +17,7 @@ import (
 	"github.com/klauspost/compress/zstd"
 
 	"github.com/vmkit-go/vmkit/disk"
+	"github.com/vmkit-go/vmkit/internal/durable"
 )
 
 // PackConfig says how to publish a disk.
@@ -195,7 +196,7 @@ func Pack(ctx context.Context, src disk.Backend, cfg PackConfig) (sum Summary, e
 			return sum, fmt.Errorf("read the previous version: %w", err)
 		}
 	}
-	if p.spool, err = os.CreateTemp(cfg.Dir, tempPattern); err != nil {
+	if p.spool, err = os.CreateTemp(cfg.Dir, durable.Pattern); err != nil {
 		return sum, err
 	}
 	defer p.spool.Close()
@@ -412,7 +413,7 @@ func (p *packer) finish() error {
 	file, dir := w.finish()
 	hash := sha256.Sum256(file)
 	index := File{Name: Hash(hash).String() + indexSuffix, Size: int64(len(file))}
-	if err := writeFile(p.cfg.Dir, index.Name, file); err != nil {
+	if err := durable.WriteFile(filepath.Join(p.cfg.Dir, index.Name), 0o644, file); err != nil {
 		return err
 	}
 	m := &Manifest{
@@ -430,7 +431,7 @@ func (p *packer) finish() error {
 	if p.cfg.BootProfile != nil {
 		h := Hash(sha256.Sum256(p.cfg.BootProfile))
 		m.BootProfile = &FileRef{File{h.String() + profileSuffix, int64(len(p.cfg.BootProfile))}, h}
-		if err := writeFile(p.cfg.Dir, m.BootProfile.Name, p.cfg.BootProfile); err != nil {
+		if err := durable.WriteFile(filepath.Join(p.cfg.Dir, m.BootProfile.Name), 0o644, p.cfg.BootProfile); err != nil {
 			return err
 		}
 	}
@@ -439,10 +440,7 @@ func (p *packer) finish() error {
 		return err
 	}
 	// Everything that the manifest names is durable before it appears.
-	if err := syncDir(p.cfg.Dir); err != nil {
-		return err
-	}
-	if err := writeFile(p.cfg.Dir, p.cfg.Name, sealed); err != nil {
+	if err := durable.WriteFile(filepath.Join(p.cfg.Dir, p.cfg.Name), 0o644, sealed); err != nil {
 		return err
 	}
 	p.sum.Manifest, p.sum.ID = filepath.Join(p.cfg.Dir, p.cfg.Name), id
@@ -451,7 +449,7 @@ func (p *packer) finish() error {
 	if p.cfg.Progress != nil {
 		p.report()
 	}
-	return syncDir(p.cfg.Dir)
+	return nil
 }
 
 // packTable lists the packs that entries refer to: boot packs, new ones in the
