@@ -382,7 +382,7 @@ func (m *move) giveUp(err error) (wait func(), _ error) {
 			if m.d.closed.Load() {
 				break
 			}
-			err = errors.Join(err, fmt.Errorf("%w: it still holds the move and must not be used: %w", ErrJournal, e))
+			err = errors.Join(err, m.abandon(e))
 		}
 		wait = m.leave(m.src)
 	}
