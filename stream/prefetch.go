@@ -61,9 +61,10 @@ func (s *schedule) order() {
 }
 
 // missed notes a demand fetch that ends with chunk n, and queues its
-// neighbours: one at first, more if misses follow one another.
+// neighbours: one at first, more if misses follow one another. While a profile
+// is followed, it knows better.
 func (s *schedule) missed(n, chunks int, off bool) {
-	if off {
+	if off || s.next < len(s.plan) {
 		return
 	}
 	if n > s.lastMiss && n <= s.lastMiss+s.window+1 {
@@ -182,10 +183,7 @@ func (d *Disk) candidates() (list []int, from source, wait time.Duration) {
 	if left := time.Until(s.retry); left > 0 {
 		return nil, 0, left
 	}
-	bound, _ := d.rate.room()
-	if d.demands > 0 {
-		bound /= 2
-	}
+	bound, _ := d.rate.room(d.demands > 0)
 	if s.requests >= d.cfg.PrefetchRequests || s.inFlight > 0 && s.inFlight >= bound {
 		return nil, 0, 0 // the end of a request wakes the prefetcher
 	}
@@ -278,12 +276,9 @@ func (d *Disk) rest(cached bool) (list []int, from source, wait time.Duration) {
 // start sends a request for the first of the chunks, as far as it may go. It
 // reports whether it did, and whether there is room for more.
 func (d *Disk) start(chunks []image.Chunk, from source) (sent, room bool) {
-	bound, request := d.rate.room()
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	if d.demands > 0 {
-		bound /= 2
-	}
+	bound, request := d.rate.room(d.demands > 0)
 	var g []*flight
 	var size int64
 	seen := 0

@@ -99,11 +99,16 @@ func (r *rate) transfer(size int64) time.Duration {
 }
 
 // room returns the bytes of prefetch that may be in flight, and of those in one
-// request.
-func (r *rate) room() (inFlight, request int64) {
+// request. Beside demand that is half of the usual, but not less than keeps the
+// link at work.
+func (r *rate) room(demand bool) (inFlight, request int64) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	return int64(r.bound), int64(min(max(r.bound/3, minBound), maxGroup))
+	bound := r.bound
+	if demand {
+		bound = min(bound, max(bound/2, 1.25*r.bps*r.trip.Seconds()))
+	}
+	return int64(bound), int64(min(max(r.bound/3, minBound), maxGroup))
 }
 
 // bandwidth is the link's, in bytes per second; 0 is not known yet.
