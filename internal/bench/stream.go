@@ -57,7 +57,7 @@ func streamBench(ctx context.Context, o options) (err error) {
 	parts := []struct {
 		name string
 		run  func(context.Context, int) error
-	}{{"boot", b.boots}, {"replay", b.replays}, {"latency", b.latency}}
+	}{{"profile", b.profiles}, {"boot", b.boots}, {"replay", b.replays}, {"latency", b.latency}}
 	for _, p := range parts {
 		if o.only == "" || slices.Contains(strings.Split(o.only, ","), p.name) {
 			if err := p.run(ctx, o.roundsOr(3)); err != nil {
@@ -65,6 +65,35 @@ func streamBench(ctx context.Context, o options) (err error) {
 			}
 		}
 	}
+	return nil
+}
+
+// profiles measures how long what the profile names takes to arrive when nobody
+// asks for anything, and how much of the link's rate that is: no guest that reads
+// all of it can be ready earlier.
+func (b *streamGuest) profiles(ctx context.Context, rounds int) error {
+	t := newTable("the profile has arrived after", "s")
+	share := newTable("bytes of the link by then", "% of its rate")
+	for range rounds {
+		for _, mbit := range []float64{25, 100} {
+			took, n, err := b.overLink(ctx, mbit, false, func(ctx context.Context, d disk.Backend) error {
+				for d.(*stream.Disk).Status().PlannedLeft > 0 && ctx.Err() == nil {
+					time.Sleep(5 * time.Millisecond)
+				}
+				return ctx.Err()
+			})
+			if err != nil {
+				return err
+			}
+			row := fmt.Sprintf("%.0f Mbit/s", mbit)
+			t.add(row, "time", took.Seconds())
+			share.add(row, "share", 100*float64(n)/(mbit*1e6/8*took.Seconds()))
+		}
+	}
+	t.print()
+	share.print()
+	figure("stream-25-profile", t.median("25 Mbit/s", "time"), "s")
+	figure("stream-100-profile", t.median("100 Mbit/s", "time"), "s")
 	return nil
 }
 
@@ -78,6 +107,7 @@ func (b *streamGuest) boots(ctx context.Context, rounds int) error {
 			return err
 		}
 		boots.add("local disk", "time", local.Seconds())
+		fmt.Fprintf(os.Stderr, "stream: local disk: %.1f s\n", local.Seconds())
 		for _, mbit := range []float64{25, 100} {
 			for _, demandOnly := range []bool{false, true} {
 				name := fmt.Sprintf("%.0f Mbit/s", mbit)
