@@ -90,12 +90,13 @@ func (r *rate) end(demand bool, size int64, took time.Duration, err error) {
 		}
 	case now.Sub(r.cutAt) > r.trip+transfer:
 		r.cutAt = now
-		r.bound = max(minBound, min(r.bound, r.holds(1.5)), r.bound*0.7)
+		r.bound = max(minBound, min(r.bound, r.holds(2.25)), r.bound*0.7)
 	}
 }
 
 // holds is what the link holds at once when it is at work and nothing queues,
-// in bytes, times times. Less in flight leaves it idle. The caller holds mu.
+// in bytes, times times. Requests take longer than the round trip, for what
+// both ends do and since they are whole: about twice as much keeps it at work. The caller holds mu.
 func (r *rate) holds(times float64) float64 { return times * r.bps * r.trip.Seconds() }
 
 // transfer is how long size bytes take on the link. The caller holds mu.

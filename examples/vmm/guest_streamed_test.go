@@ -127,13 +127,13 @@ func TestStreamedGuest(t *testing.T) {
 func TestLeasedGuest(t *testing.T) {
 	needNative(t)
 	d := newDepot(t)
-	root := d.manifest("root") + ",cache=" + filepath.Join(t.TempDir(), "cache") + ",key=" + d.key + ",lease=3s"
+	root := d.manifest("root") + ",key=" + d.key + ",lease=3s,cache=" + filepath.Join(t.TempDir(), "cache")
 	cmd := command(t, "run", "-disk", root, "--", "sh", "-c", "trap 'echo told; exit 9' TERM; echo started; while :; do sleep 1; done")
 	var stdout, stderr transcript
 	cmd.Stdout, cmd.Stderr = &stdout, &stderr
 	require.NoError(t, cmd.Start())
 	stdout.await(t, "started\n")
-	oneLine(t, "held", run(t, "run", "-disk", root, "--", "true"), "held")
+	oneLine(t, "held", run(t, "run", "-disk", root+"2", "--", "true"), "held")
 	require.NoError(t, d.leases.Revoke("manifest.json", 2*time.Second))
 	stderr.await(t, "the guest will be stopped in")
 	require.Error(t, cmd.Wait())
