@@ -14,10 +14,11 @@ var onHost = map[string]func(ctx context.Context, o options) error{
 	"stream":  streamBench,
 	"mirror":  benchMirror,
 	"clones":  benchClones,
+	"thin":    benchThin,
 }
 
 // hostOrder is the order in which they run.
-var hostOrder = []string{"nbd", "upgrade", "stream", "mirror", "clones"}
+var hostOrder = []string{"nbd", "upgrade", "stream", "mirror", "clones", "thin"}
 
 // runOnHost runs the benchmarks with these names.
 func runOnHost(ctx context.Context, o options, names []string, out *figures) error {

@@ -44,7 +44,8 @@ type PackConfig struct {
 	// Key signs the manifest, if not nil.
 	Key ed25519.PrivateKey
 	// Level is the effort of compression; 0 means zstd.SpeedDefault. The
-	// same disk packed at the same level gives the same packs.
+	// same disk packed at the same level gives the same packs. What is in
+	// BootOrder, which a guest waits for, is compressed as well as possible.
 	Level zstd.EncoderLevel
 	// PackSize is the size at which a pack ends and the next begins, in
 	// bytes; 0 means 64 MiB.
@@ -212,16 +213,25 @@ func Pack(ctx context.Context, src disk.Backend, cfg PackConfig) (sum Summary, e
 	return p.sum, nil
 }
 
+func (p *packer) encoder(level zstd.EncoderLevel) (*zstd.Encoder, error) {
+	return zstd.NewWriter(nil, zstd.WithEncoderLevel(level), zstd.WithEncoderCRC(false),
+		zstd.WithSingleSegment(true), zstd.WithEncoderConcurrency(p.cfg.Workers), zstd.WithWindowSize(MaxChunk))
+}
+
 // run cuts, compresses and writes.
 func (p *packer) run(ctx context.Context) error {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
-	enc, err := zstd.NewWriter(nil, zstd.WithEncoderLevel(p.cfg.Level), zstd.WithEncoderCRC(false),
-		zstd.WithSingleSegment(true), zstd.WithEncoderConcurrency(p.cfg.Workers), zstd.WithWindowSize(MaxChunk))
+	enc, err := p.encoder(p.cfg.Level)
 	if err != nil {
 		return err
 	}
 	defer enc.Close()
+	best, err := p.encoder(zstd.SpeedBestCompression)
+	if err != nil {
+		return err
+	}
+	defer best.Close()
 
 	ahead := 4 * p.cfg.Workers
 	work := make(chan *job, ahead)    // to the workers
@@ -236,6 +246,10 @@ func (p *packer) run(ctx context.Context) error {
 				_, ok := p.known[j.hash]
 				p.mu.RUnlock()
 				if !ok {
+					enc := enc
+					if p.boot[j.hash] {
+						enc = best
+					}
 					j.frame = enc.EncodeAll(j.content, make([]byte, 0, len(j.content)/2))
 					if len(j.frame) > MaxFrame {
 						j.err = fmt.Errorf("chunk at %d takes %d compressed bytes", j.off, len(j.frame))
