@@ -140,6 +140,16 @@ type Resizer interface {
 	Resize(size int64) error
 }
 
+// Noter is implemented by a [Backend] that can keep notes of up to 256 bytes
+// about the disk beside its content. A copy of the content does not have them.
+type Noter interface {
+	// Note returns what SetNote has stored under key, or nil.
+	Note(key string) ([]byte, error)
+	// SetNote stores p durably under key, letters, digits and dots. The error
+	// wraps errors.ErrUnsupported where no notes can be kept.
+	SetNote(key string, p []byte) error
+}
+
 // Extent is a run of bytes of one kind.
 type Extent struct {
 	// Off and Len are in bytes; Len is positive.

@@ -13,6 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/vmkit-go/vmkit/internal/buffers"
+	"github.com/vmkit-go/vmkit/internal/durable"
 )
 
 // FileConfig says how to open an image file or block device. The zero value
@@ -132,7 +133,7 @@ func openFile(path string, cfg FileConfig, flags int, size int64) (_ *File, err 
 			return fail(err)
 		}
 		// Flush makes content durable, but not the file's name.
-		if err = syncDir(filepath.Dir(path)); err != nil {
+		if err = durable.SyncDir(filepath.Dir(path)); err != nil {
 			return fail(err)
 		}
 	}
@@ -463,18 +464,6 @@ func (f *File) closeFiles() error {
 		err = errors.Join(err, f.direct.Close())
 	}
 	return err
-}
-
-func syncDir(path string) error {
-	d, err := os.Open(path)
-	if err != nil {
-		return err
-	}
-	defer d.Close()
-	if err := d.Sync(); err != nil && !errors.Is(err, errors.ErrUnsupported) && !errors.Is(err, unix.EINVAL) {
-		return err
-	}
-	return nil
 }
 
 func retry(fn func() error) error {

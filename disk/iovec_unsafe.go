@@ -68,8 +68,17 @@ func (f *File) transferBy(iov []unix.Iovec, trap uintptr, bufs [][]byte, off, li
 		if f.direct != nil && aligned&(f.dioOff-1) == 0 {
 			fd = f.directFD
 		}
-		r, _, e := unix.Syscall6(trap, uintptr(fd), uintptr(unsafe.Pointer(&iov[0])), uintptr(n),
-			uintptr(off), 0, uintptr(flags))
+		var r uintptr
+		var e unix.Errno
+		if flags&unix.RWF_NOWAIT != 0 {
+			// A copy: the scheduler could make no use of the thread, and its
+			// monitor would take the processor away in large ones.
+			r, _, e = unix.RawSyscall6(trap, uintptr(fd), uintptr(unsafe.Pointer(&iov[0])), uintptr(n),
+				uintptr(off), 0, uintptr(flags))
+		} else {
+			r, _, e = unix.Syscall6(trap, uintptr(fd), uintptr(unsafe.Pointer(&iov[0])), uintptr(n),
+				uintptr(off), 0, uintptr(flags))
+		}
 		if e == unix.EINTR {
 			continue
 		}

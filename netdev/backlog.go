@@ -52,6 +52,15 @@ func (r *receiver) flush() {
 	r.queue.Publish()
 }
 
+// flushPosted does the same at any time, if the receiver is not direct.
+func (r *receiver) flushPosted() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.running && !r.direct && r.queue != nil {
+		r.flush()
+	}
+}
+
 // placeNow places a frame and answers its chains. mu is held, and the receiver
 // is not direct.
 func (r *receiver) placeNow(b []byte) bool {
@@ -114,10 +123,11 @@ func (r *receiver) runPosted() {
 		full := len(r.backlog) > 0
 		r.mu.Unlock()
 		if full || r.posted.Load() >= maxPosted {
-			<-r.kick
+			r.await()
 			continue
 		}
-		n, err := r.ep.Read(r.frame[:], true)
+		r.serve()
+		n, err := r.read(true)
 		if err != nil {
 			r.d.endpointFailed(err)
 			return

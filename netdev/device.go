@@ -137,7 +137,8 @@ const (
 	tagPair = 1<<16 - 1
 )
 
-// NewDevice returns a network device over ep, which it owns from then on.
+// NewDevice returns a network device over ep. It does not own ep: whoever opened it
+// closes it after the machine, or gives it to another device then.
 func NewDevice(ep Endpoint, cfg Config) (*Device, error) {
 	if ep == nil {
 		return nil, errors.New("net: no endpoint")
@@ -165,9 +166,17 @@ func NewDevice(ep Endpoint, cfg Config) (*Device, error) {
 	d := &Device{ep: ep, cfg: cfg, status: statusLinkUp}
 	copy(d.mac[:], cfg.MAC)
 	d.link.Store(true)
+	d.ctrlAt.Store(-1)
 	d.offers = d.offered(caps)
 	for i := range cfg.Queues {
-		d.pairs = append(d.pairs, newPair(d, i))
+		p, err := newPair(d, i)
+		if err != nil {
+			for _, p := range d.pairs {
+				p.close()
+			}
+			return nil, fmt.Errorf("net: %w", err)
+		}
+		d.pairs = append(d.pairs, p)
 	}
 	d.forget()
 	return d, nil
@@ -415,6 +424,14 @@ func (d *Device) Notify(q int) {
 	}
 }
 
+// EventFD implements [virtio.Waiter].
+func (d *Device) EventFD(q int) int {
+	if q == int(d.ctrlAt.Load()) || q/2 >= len(d.pairs) || d.pairs[q/2].rx.bell == nil {
+		return -1
+	}
+	return d.pairs[q/2].rx.bell.fd
+}
+
 // Pause implements [virtio.Device].
 func (d *Device) Pause() {
 	d.mu.Lock()
@@ -462,7 +479,7 @@ func (d *Device) reset() {
 	}
 }
 
-// Close implements [virtio.Device]. It closes the endpoint.
+// Close implements [virtio.Device]. It does not close the endpoint.
 func (d *Device) Close() error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -472,7 +489,10 @@ func (d *Device) Close() error {
 	d.ep.WatchLink(nil)
 	d.reset()
 	d.closed = true
-	return d.ep.Close()
+	for _, p := range d.pairs {
+		p.close()
+	}
+	return nil
 }
 
 // Deliver implements [device.Receiver].

@@ -614,3 +614,20 @@ func TestDeviceAllocs(t *testing.T) {
 	}
 	require.Zero(t, testing.AllocsPerRun(200, round))
 }
+
+// Closing a device leaves the endpoint to whoever opened it: the next one may have it.
+func TestCloseKeepsEndpoint(t *testing.T) {
+	a, b := newPipe(t, PipeConfig{})
+	for i := range 2 {
+		g := newGuest(t, a, Config{MAC: testMAC}, true)
+		g.activate(baseFeatures|featMrgRxBuf, 64)
+		g.offer(0, 300)
+		g.notify(0)
+		want := testFrame([6]byte(testMAC), 60, byte(i))
+		write1(t, b.Queue(0), Header{}, want)
+		_, frame := g.mustRecv(0)
+		require.Equal(t, want, frame)
+		g.dev.Reset()
+		require.NoError(t, g.dev.Close())
+	}
+}

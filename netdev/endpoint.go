@@ -6,7 +6,8 @@
 //	if err != nil {
 //		return err
 //	}
-//	nic, err := netdev.NewDevice(tap, netdev.Config{}) // owns tap from here on
+//	defer tap.Close() // after the machine
+//	nic, err := netdev.NewDevice(tap, netdev.Config{})
 //
 // Anything else that moves frames (a switch, a user-space NAT, a recorder)
 // takes part by implementing [Endpoint], or by holding the other end of a
@@ -124,4 +125,11 @@ type Queue interface {
 	// return without waiting, until Interrupt with false. It is how a user
 	// gets its goroutines back.
 	Interrupt(on bool)
+}
+
+// waiter is a Queue that can wait for an eventfd beside its frames.
+type waiter interface {
+	// Wait blocks until there is a frame to read, event is readable, or the
+	// queue is interrupted. It may return early.
+	Wait(event int) error
 }

@@ -37,6 +37,7 @@ func ExampleOpenTap() {
 		fmt.Println(err) // it says what to do
 		return
 	}
+	defer tap.Close() // after the machine
 	nic, err := netdev.NewDevice(tap, netdev.Config{})
 	if err != nil {
 		log.Fatal(err)

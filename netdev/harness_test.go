@@ -109,6 +109,7 @@ func newGuest(t testing.TB, ep Endpoint, cfg Config, direct bool) *guest {
 	t.Cleanup(func() {
 		dev.Reset()
 		require.NoError(t, dev.Close())
+		require.NoError(t, ep.Close())
 		require.NoError(t, m.Close())
 	})
 	return g

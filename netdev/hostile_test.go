@@ -62,7 +62,7 @@ func testHostile(t *testing.T, record bool) {
 			}
 			mu.Lock()
 			defer mu.Unlock()
-			peers = append(peers, b)
+			peers = append(peers, a, b)
 			d, err := NewDevice(a, Config{QueueSize: 16, MAC: testMAC})
 			if record && err == nil {
 				return recorded{d}, nil

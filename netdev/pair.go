@@ -10,13 +10,20 @@ type pair struct {
 	tx transmitter
 }
 
-func newPair(d *Device, i int) *pair {
+func newPair(d *Device, i int) (*pair, error) {
 	p := &pair{ep: d.ep.Queue(i)}
+	if w, ok := p.ep.(waiter); ok {
+		b, err := newBell(w)
+		if err != nil {
+			return nil, err
+		}
+		p.rx.bell = b
+	}
 	p.rx.d, p.rx.pair, p.rx.ep = d, i, p.ep
 	p.rx.kick = make(chan struct{}, 1)
 	p.tx.d, p.tx.ep = d, p.ep
 	p.tx.done.L = &p.tx.mu
-	return p
+	return p, nil
 }
 
 func (p *pair) activate(features uint64, rx, tx *virtio.Queue) {
@@ -43,4 +50,11 @@ func (p *pair) interrupt() {
 func (p *pair) wait() {
 	p.rx.wait()
 	p.tx.wait()
+}
+
+// close is called once nothing of the pair runs any more.
+func (p *pair) close() {
+	if p.rx.bell != nil {
+		p.rx.bell.close()
+	}
 }

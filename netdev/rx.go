@@ -37,6 +37,7 @@ type receiver struct {
 	d     *Device
 	pair  int
 	ep    Queue
+	bell  *bell         // nil: kick takes its place
 	kick  chan struct{} // 1 slot: the state below may have changed
 	stop  atomic.Bool
 	ended sync.WaitGroup
@@ -117,48 +118,46 @@ func (r *receiver) wait() {
 	r.posted.Store(0)
 }
 
-func (r *receiver) wake() {
-	select {
-	case r.kick <- struct{}{}:
-	default:
-	}
-}
-
 // notify is called when the guest has offered buffers.
 func (r *receiver) notify() {
-	r.mu.Lock()
-	if r.running && !r.direct && r.queue != nil {
-		r.flush()
-	}
-	r.mu.Unlock()
+	r.flushPosted()
 	r.wake()
 }
 
 func (r *receiver) run() {
 	defer r.ended.Done()
+	if r.bell != nil {
+		// When the runtime's monitor preempts the goroutine, another thread would
+		// go on with it: on another CPU, which may be the guest's.
+		runtime.LockOSThread()
+		defer runtime.UnlockOSThread()
+	}
 	if r.pair == 0 {
 		r.d.announceLoaded()
 	}
-	if r.queue == nil {
-		return
-	}
-	if r.direct {
+	switch {
+	case r.queue == nil:
+	case r.direct:
 		r.runDirect()
-	} else {
+	default:
 		r.runPosted()
+	}
+	for r.bell != nil && !r.stop.Load() {
+		r.await() // the transmitter still is to be served
 	}
 }
 
 // runDirect receives into guest memory.
 func (r *receiver) runDirect() {
 	for limit := 1; !r.stop.Load(); {
+		r.serve()
 		if r.flushDirect(); !r.fill() {
 			r.rest()
 			limit = 1
 			continue
 		}
-		frames := 0
-		for frames < limit && !r.stop.Load() {
+		frames, bytes := 0, 0
+		for frames < limit && bytes < batchBytes && !r.stop.Load() {
 			got, err := r.receive(frames == 0 && limit == 1)
 			if err != nil {
 				r.publish()
@@ -169,6 +168,7 @@ func (r *receiver) runDirect() {
 				break
 			}
 			frames++
+			bytes += r.frame[0].Len
 			if !r.fill() {
 				break
 			}
@@ -187,7 +187,7 @@ func (r *receiver) runDirect() {
 // rest waits until the guest offers buffers.
 func (r *receiver) rest() {
 	if !r.queue.SetNotify(true) && !r.queue.Pending() {
-		<-r.kick
+		r.await()
 	}
 }
 
@@ -259,7 +259,7 @@ func (r *receiver) receive(wait bool) (bool, error) {
 		}
 	}
 	f.Data = append(f.Data, r.spill[HeaderLen:]) // so that nothing is cut off
-	n, err := r.ep.Read(r.frame[:], wait)
+	n, err := r.read(wait)
 	if n == 0 || err != nil {
 		return false, err
 	}
@@ -392,7 +392,7 @@ func (r *receiver) awaitBatch(n int32) bool {
 			runtime.Gosched() // it is being delivered right now
 			continue
 		}
-		<-r.kick
+		r.await()
 	}
 	return true
 }

@@ -248,7 +248,7 @@ type tapQueue struct {
 type tapHalf struct {
 	mu   sync.Mutex // held by the reader or writer; Close waits for it
 	iov  []unix.Iovec
-	poll [2]unix.PollFd
+	poll [3]unix.PollFd // the tap, stop, and whatever else is waited for
 	loop wakeup.Loop
 }
 
@@ -270,8 +270,8 @@ func openTapQueue(name string) (*tapQueue, error) {
 		return nil, fmt.Errorf("tap %s: eventfd: %w", name, err)
 	}
 	q := &tapQueue{name: name, fd: fd, stop: stop}
-	q.rd.poll = [2]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}, {Fd: int32(stop), Events: unix.POLLIN}}
-	q.wr.poll = [2]unix.PollFd{{Fd: int32(fd), Events: unix.POLLOUT}, {Fd: int32(stop), Events: unix.POLLIN}}
+	q.rd.poll = [3]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}, {Fd: int32(stop), Events: unix.POLLIN}, {Events: unix.POLLIN}}
+	q.wr.poll = [3]unix.PollFd{{Fd: int32(fd), Events: unix.POLLOUT}, {Fd: int32(stop), Events: unix.POLLIN}, {}}
 	return q, nil
 }
 
@@ -361,7 +361,7 @@ func (q *tapQueue) Read(frames []Frame, wait bool) (int, error) {
 			if n > 0 || !wait || q.quit.Load() {
 				return n, nil
 			}
-			if err := q.wait(h); err != nil {
+			if err := q.wait(h, -1); err != nil {
 				return n, err
 			}
 		default:
@@ -389,7 +389,7 @@ func (q *tapQueue) Write(frames []Frame, wait bool) (int, error) {
 			if n > 0 || !wait || q.quit.Load() {
 				return n, nil
 			}
-			if err := q.wait(h); err != nil {
+			if err := q.wait(h, -1); err != nil {
 				return n, err
 			}
 		case unix.EBADF, unix.EBADFD:
@@ -403,14 +403,23 @@ func (q *tapQueue) Write(frames []Frame, wait bool) (int, error) {
 	return n, nil
 }
 
-// wait blocks until the tap is ready in one direction or the queue is
-// interrupted.
-func (q *tapQueue) wait(h *tapHalf) error {
-	h.poll[0].Revents, h.poll[1].Revents = 0, 0
-	if errno := ppoll(&h.poll); errno != 0 && errno != unix.EINTR {
+// Wait implements [waiter].
+func (q *tapQueue) Wait(event int) error {
+	q.rd.mu.Lock()
+	defer q.rd.mu.Unlock()
+	if q.closed.Load() {
+		return q.closedErr("wait")
+	}
+	return q.wait(&q.rd, event)
+}
+
+// wait blocks until the tap is ready in one direction, the queue is interrupted, or
+// event is readable, if that is not -1.
+func (q *tapQueue) wait(h *tapHalf, event int) error {
+	h.poll[2].Fd = int32(event)
+	if errno := h.loop.Poll(h.poll[:]); errno != 0 && errno != unix.EINTR {
 		return fmt.Errorf("tap %s: poll: %w", q.name, errno)
 	}
-	h.loop.Woke()
 	return nil
 }
 

@@ -40,9 +40,3 @@ func (q *tapQueue) writev(h *tapHalf, f *Frame) unix.Errno {
 	_, _, errno := unix.RawSyscall(unix.SYS_WRITEV, uintptr(q.fd), uintptr(unsafe.Pointer(unsafe.SliceData(h.iov))), uintptr(len(h.iov)))
 	return errno
 }
-
-// ppoll waits without limit until one of fds is ready.
-func ppoll(fds *[2]unix.PollFd) unix.Errno {
-	_, _, errno := unix.Syscall6(unix.SYS_PPOLL, uintptr(unsafe.Pointer(fds)), 2, 0, 0, 0, 0)
-	return errno
-}

@@ -7,8 +7,14 @@ import (
 	"github.com/vmkit-go/vmkit/vm/virtio"
 )
 
-// txBatch is the number of frames that are sent before the guest is told.
-const txBatch = 32
+// txBatch and batchBytes are how many frames, and how many bytes in them, are sent or
+// received before the guest is told: while the next ones are copied, it makes use of
+// these, and its TCP has room for more. A connection has as little as two large
+// frames on their way.
+const (
+	txBatch    = 32
+	batchBytes = 32 << 10
+)
 
 // transmitter sends the frames of one queue.
 type transmitter struct {
@@ -124,8 +130,9 @@ func (t *transmitter) drain() (full bool) {
 // step sends up to limit frames and returns how many chains it took. What the
 // endpoint has no room for goes back into the queue.
 func (t *transmitter) step(limit int, wait bool) (n int, full bool) {
-	k := 0
-	for n < limit && t.queue.Pop(&t.chains[n]) {
+	k, bytes := 0, uint32(0)
+	for n < limit && bytes < batchBytes && t.queue.Pop(&t.chains[n]) {
+		bytes += t.chains[n].ReadLen
 		if t.prepare(&t.chains[n], &t.frames[k]) {
 			t.owner[k] = n
 			k++

@@ -156,6 +156,8 @@ func (d *Disk) fetch(g []*flight) {
 	}
 	if err != nil {
 		d.landed(g, size, err) // so that nobody joins them any more
+	} else if !demand {
+		d.arrived(size)
 	}
 	for _, f := range g {
 		if f.err = err; err != nil {
@@ -210,12 +212,25 @@ func (d *Disk) landed(g []*flight, size int64, err error) {
 	if g[0].demand {
 		d.demands--
 		d.count.lastUse = time.Now()
-	} else {
+	} else if err != nil {
 		d.sched.inFlight -= size
 		d.sched.requests--
 		d.sched.back(err)
+	} else {
+		d.sched.keeping--
 	}
 	d.count.add(g, size, err)
+	d.mu.Unlock()
+	d.nudge()
+}
+
+// arrived lets another prefetch request go: the link shall not wait for a cache
+// that takes its time.
+func (d *Disk) arrived(size int64) {
+	d.mu.Lock()
+	d.sched.inFlight -= size
+	d.sched.requests--
+	d.sched.keeping++
 	d.mu.Unlock()
 	d.nudge()
 }

@@ -52,7 +52,7 @@ type Config struct {
 	// MaxInFlight bounds the compressed bytes of prefetch requests in flight;
 	// 0 means 8 MiB. Below it the bound adapts to the link.
 	MaxInFlight int64
-	// PrefetchRequests bounds their number, 0 means 4. An HTTP source should
+	// PrefetchRequests bounds their number, 0 means 6. An HTTP source should
 	// have as many connections for prefetching.
 	PrefetchRequests int
 
@@ -129,7 +129,7 @@ func Open(ctx context.Context, location string, cfg Config) (_ *Disk, err error)
 	}
 	setDefault(&cfg.Memory, 64<<20)
 	setDefault(&cfg.MaxInFlight, 8<<20)
-	setDefault(&cfg.PrefetchRequests, 4)
+	setDefault(&cfg.PrefetchRequests, 6)
 	setDefault(&cfg.RetryMin, 200*time.Millisecond)
 	setDefault(&cfg.RetryMax, max(5*time.Second, cfg.RetryMin))
 	if cfg.Offline && cfg.Cache == nil {

@@ -34,6 +34,7 @@ type schedule struct {
 
 	requests int
 	inFlight int64     // bytes
+	keeping  int       // requests whose content is on its way into the cache
 	retry    time.Time // after an error
 	start    time.Time // of the guest
 
@@ -61,9 +62,10 @@ func (s *schedule) order() {
 }
 
 // missed notes a demand fetch that ends with chunk n, and queues its
-// neighbours: one at first, more if misses follow one another.
+// neighbours: one at first, more if misses follow one another. While a profile
+// is followed, it knows better.
 func (s *schedule) missed(n, chunks int, off bool) {
-	if off {
+	if off || s.next < len(s.plan) {
 		return
 	}
 	if n > s.lastMiss && n <= s.lastMiss+s.window+1 {
@@ -182,11 +184,8 @@ func (d *Disk) candidates() (list []int, from source, wait time.Duration) {
 	if left := time.Until(s.retry); left > 0 {
 		return nil, 0, left
 	}
-	bound, _ := d.rate.room()
-	if d.demands > 0 {
-		bound /= 2
-	}
-	if s.requests >= d.cfg.PrefetchRequests || s.inFlight > 0 && s.inFlight >= bound {
+	bound, _ := d.rate.room(d.demands > 0)
+	if s.requests >= d.cfg.PrefetchRequests || s.keeping > 2*d.cfg.PrefetchRequests || s.inFlight > 0 && s.inFlight >= bound {
 		return nil, 0, 0 // the end of a request wakes the prefetcher
 	}
 	skip := func(n int) bool { return d.chunks.get(n) != absent }
@@ -213,7 +212,7 @@ func (d *Disk) candidates() (list []int, from source, wait time.Duration) {
 		}
 		return list, fromPlan, 0
 	}
-	if s.requests == 0 && !s.told && len(s.plan) > 0 {
+	if s.requests+s.keeping == 0 && !s.told && len(s.plan) > 0 {
 		s.told = true
 		d.note(Event{Kind: ProfileDone})
 	}
@@ -268,7 +267,7 @@ func (d *Disk) rest(cached bool) (list []int, from source, wait time.Duration) {
 	for k := s.fill; k < n && len(list) < lookAhead && d.chunks.get(k) == absent; k++ {
 		list = append(list, k)
 	}
-	if len(list) == 0 && s.requests == 0 && d.demands == 0 && !s.full {
+	if len(list) == 0 && s.requests+s.keeping == 0 && d.demands == 0 && !s.full {
 		s.full = true
 		d.note(Event{Kind: Completed})
 	}
@@ -278,12 +277,9 @@ func (d *Disk) rest(cached bool) (list []int, from source, wait time.Duration) {
 // start sends a request for the first of the chunks, as far as it may go. It
 // reports whether it did, and whether there is room for more.
 func (d *Disk) start(chunks []image.Chunk, from source) (sent, room bool) {
-	bound, request := d.rate.room()
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	if d.demands > 0 {
-		bound /= 2
-	}
+	bound, request := d.rate.room(d.demands > 0)
 	var g []*flight
 	var size int64
 	seen := 0
@@ -380,7 +376,7 @@ func (d *Disk) Complete(ctx context.Context) error {
 		d.nudge()
 		for k := 0; ; k++ {
 			d.mu.Lock()
-			idle := d.sched.requests == 0 && d.sched.fill >= d.img.Chunks()
+			idle := d.sched.requests+d.sched.keeping == 0 && d.sched.fill >= d.img.Chunks()
 			d.mu.Unlock()
 			if idle || k == 50 {
 				break

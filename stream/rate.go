@@ -20,7 +20,7 @@ type rate struct {
 	busy     int           // requests in flight
 	mark     time.Time     // start of the running measurement
 	moved    int64         // bytes since then
-	cutAt    time.Time     // of the last decrease
+	cutAt    time.Time     // of the last decrease; until the first, the bound doubles with each trip
 	total    int64
 	tripSeen time.Time
 }
@@ -81,14 +81,23 @@ func (r *rate) end(demand bool, size int64, took time.Duration, err error) {
 	allowed := max(maxQueue, r.trip/4)
 	switch {
 	case queue <= allowed:
-		if !demand {
+		switch {
+		case demand:
+		case r.cutAt.IsZero():
+			r.bound = min(r.limit, r.bound+float64(size))
+		default:
 			r.bound = min(r.limit, r.bound+growBound)
 		}
 	case now.Sub(r.cutAt) > r.trip+transfer:
 		r.cutAt = now
-		r.bound = max(minBound, r.bound*0.7)
+		r.bound = max(minBound, min(r.bound, r.holds(2.25)), r.bound*0.7)
 	}
 }
+
+// holds is what the link holds at once when it is at work and nothing queues,
+// in bytes, times times. Requests take longer than the round trip, for what
+// both ends do and since they are whole: about twice as much keeps it at work. The caller holds mu.
+func (r *rate) holds(times float64) float64 { return times * r.bps * r.trip.Seconds() }
 
 // transfer is how long size bytes take on the link. The caller holds mu.
 func (r *rate) transfer(size int64) time.Duration {
@@ -99,11 +108,16 @@ func (r *rate) transfer(size int64) time.Duration {
 }
 
 // room returns the bytes of prefetch that may be in flight, and of those in one
-// request.
-func (r *rate) room() (inFlight, request int64) {
+// request. Beside demand that is half of the usual, but not less than keeps the
+// link at work.
+func (r *rate) room(demand bool) (inFlight, request int64) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	return int64(r.bound), int64(min(max(r.bound/3, minBound), maxGroup))
+	bound := r.bound
+	if demand {
+		bound = min(bound, max(bound/2, r.holds(1.25)))
+	}
+	return int64(bound), int64(min(max(r.bound/4, minBound), maxGroup))
 }
 
 // bandwidth is the link's, in bytes per second; 0 is not known yet.

@@ -111,7 +111,7 @@ func (d *Disk) Status() Status {
 		Used:       d.chunks.count[used].Load(),
 		Bandwidth:  int64(d.rate.bandwidth()),
 	}
-	s.Bound, _ = d.rate.room()
+	s.Bound, _ = d.rate.room(false)
 	if err := d.down(); err != nil {
 		s.Unavailable = err.Error()
 	}

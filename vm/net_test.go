@@ -206,7 +206,9 @@ func TestNetworkTCP(t *testing.T) {
 		t.Run(tt.name, func(t *testing.T) {
 			kvmtest.NeedNative(t, kvmtest.Open(t))
 			n := newNetwork(t)
-			dev, err := netdev.NewDevice(n.tap(netdev.TapConfig{Queues: tt.queues}), tt.cfg)
+			tap := n.tap(netdev.TapConfig{Queues: tt.queues})
+			t.Cleanup(func() { require.NoError(t, tap.Close()) })
+			dev, err := netdev.NewDevice(tap, tt.cfg)
 			require.NoError(t, err)
 			data := make([]byte, 2<<20)
 			_, _ = rand.NewChaCha8([32]byte{7}).Read(data)
@@ -280,8 +282,10 @@ func TestNetworkSaveLoad(t *testing.T) {
 		}
 		return nil
 	})
+	tap := n.tap(netdev.TapConfig{})
+	t.Cleanup(func() { require.NoError(t, tap.Close()) })
 	newDevice := func() *netdev.Device {
-		dev, err := netdev.NewDevice(n.tap(netdev.TapConfig{Name: "move0"}), netdev.Config{})
+		dev, err := netdev.NewDevice(tap, netdev.Config{})
 		require.NoError(t, err)
 		return dev
 	}

@@ -6,6 +6,7 @@ import (
 	"fmt"
 
 	"github.com/vmkit-go/vmkit/vcpu"
+	"github.com/vmkit-go/vmkit/vm/virtio"
 )
 
 // How a guest ends, other than by power-off, which is no error. Run's error
@@ -215,8 +216,9 @@ func (m *Machine) serve(l *vcpu.Loop) {
 
 // Threads is how many of the machine's goroutines spend their time in system
 // calls. On KVM it is one for each CPU, which is in the guest, and one for each
-// virtqueue, which waits for its doorbell. Where the CPUs take turns there are
-// none: one goroutine runs them, and there are no doorbells.
+// virtqueue, which waits for its doorbell, or for several that a device waits for
+// together. Where the CPUs take turns there are none: one goroutine runs them, and
+// there are no doorbells.
 //
 // Each of them occupies one of the Go scheduler's processors until the runtime
 // notices, up to 10 ms later, and on a host with few CPUs that delays disks and
@@ -232,7 +234,16 @@ func (m *Machine) Threads() int {
 	}
 	n := len(m.loops)
 	for _, d := range m.cfg.Devices {
-		n += len(d.QueueSizes())
+		w, _ := d.(virtio.Waiter)
+		events := map[int]bool{}
+		for q := range d.QueueSizes() {
+			if w != nil && w.EventFD(q) >= 0 {
+				events[w.EventFD(q)] = true
+			} else {
+				n++
+			}
+		}
+		n += len(events)
 	}
 	return n
 }

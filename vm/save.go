@@ -7,8 +7,8 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"path/filepath"
 
+	"github.com/vmkit-go/vmkit/internal/durable"
 	"github.com/vmkit-go/vmkit/memory"
 	"github.com/vmkit-go/vmkit/vcpu"
 	"github.com/vmkit-go/vmkit/vm/device"
@@ -39,17 +39,7 @@ const (
 // not the contents of disks, which were flushed. A running machine is paused
 // for as long as it takes and resumed. Pages never touched cost nothing.
 func (m *Machine) Save(w io.Writer) error {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	if m.closed {
-		return fmt.Errorf("vm: save: %w", ErrClosed)
-	}
-	resume := m.pauseLocked()
-	err := m.save(w)
-	if resume {
-		err = errors.Join(err, m.resumeLocked())
-	}
-	if err != nil {
+	if err := m.saveTo(w); err != nil {
 		return fmt.Errorf("vm: save: %w", err)
 	}
 	return nil
@@ -57,35 +47,25 @@ func (m *Machine) Save(w io.Writer) error {
 
 // SaveFile saves to a file that appears under its name only when it is whole
 // and durable.
-func (m *Machine) SaveFile(name string) (err error) {
-	f, err := os.CreateTemp(filepath.Dir(name), "."+filepath.Base(name)+".*")
-	if err != nil {
-		return fmt.Errorf("vm: save: %w", err)
-	}
-	defer func() {
-		if err != nil {
-			f.Close()
-			os.Remove(f.Name())
-		}
-	}()
-	if err := m.Save(f); err != nil {
-		return err
-	}
-	if err := errors.Join(f.Sync(), f.Close()); err != nil {
-		return fmt.Errorf("vm: save: %w", err)
-	}
-	if err := os.Rename(f.Name(), name); err != nil {
-		return fmt.Errorf("vm: save: %w", err)
-	}
-	d, err := os.Open(filepath.Dir(name))
-	if err != nil {
-		return fmt.Errorf("vm: save: %w", err)
-	}
-	defer d.Close()
-	if err := d.Sync(); err != nil {
+func (m *Machine) SaveFile(name string) error {
+	if err := durable.Replace(name, 0o600, m.saveTo); err != nil {
 		return fmt.Errorf("vm: save: %w", err)
 	}
 	return nil
+}
+
+func (m *Machine) saveTo(w io.Writer) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.closed {
+		return ErrClosed
+	}
+	resume := m.pauseLocked()
+	err := m.save(w)
+	if resume {
+		err = errors.Join(err, m.resumeLocked())
+	}
+	return err
 }
 
 func (m *Machine) header() savedHeader {

@@ -11,8 +11,9 @@ import (
 )
 
 const (
-	copyChunk = 1 << 20   // bytes of one copy
-	copySmall = 256 << 10 // the same when changes wait for it, or the guest is busy
+	copyChunk = 1 << 20   // most bytes of one copy
+	copySmall = 256 << 10 // the same when changes wait for it
+	copyBusy  = 128 << 10 // the same while the guest is at work
 	copyHole  = 1 << 30   // the same where the source has nothing
 	zeroRun   = 16 << 10  // shorter runs of zeroes are written like other data
 	zeroUnit  = 4 << 10
@@ -37,6 +38,7 @@ func (m *move) copyAll(ctx context.Context) error {
 		case r := <-results:
 			running--
 			last = r.took
+			m.pace.copied(r.took)
 			owed += r.n
 			if r.err != nil {
 				failed = true
@@ -63,7 +65,7 @@ func (m *move) copyAll(ctx context.Context) error {
 					return err
 				}
 			}
-			off, end := m.nextCopy(at, pass, width)
+			off, end := m.nextCopy(at, pass)
 			if end == 0 {
 				break
 			}
@@ -141,11 +143,8 @@ func (m *move) copyLast(limit time.Time) bool {
 }
 
 // nextCopy picks the bytes of the next copy, from granule at on.
-func (m *move) nextCopy(at int64, pass int, width float64) (off, end int64) {
-	most := int64(copyChunk)
-	if pass > 0 || width < 1 {
-		most = copySmall
-	}
+func (m *move) nextCopy(at int64, pass int) (off, end int64) {
+	most := m.pace.chunk(pass > 0)
 	off, end = m.table.nextCopy(at, most, m.size)
 	if end-off >= most && pass == 0 && m.src.mapper != nil {
 		// A hint only: the copy looks again when nothing can change.

@@ -70,7 +70,11 @@ func get(p []byte, sector int64) (uint64, error) {
 	var want [512]byte
 	put(want[:], sector, version)
 	if string(want[:]) != string(p) {
-		return 0, fmt.Errorf("sector %d is torn or another's: % x", sector, p[:16])
+		at := 0
+		for want[at] == p[at] {
+			at++
+		}
+		return 0, fmt.Errorf("sector %d is torn or another's: % x and from byte %d on % x", sector, p[:16], at, p[at:min(at+32, len(p))])
 	}
 	return version, nil
 }

@@ -134,7 +134,9 @@ func (d *Disk) replace(next *mode) (wait func()) {
 //
 // If the journal holds an unfinished move, b must be its source, by name and
 // size, and if it holds a finished one, its target; otherwise the error wraps
-// ErrWrongSide. A journal serves one Disk at a time.
+// ErrWrongSide. A journal serves one Disk at a time. A move that was given up
+// while the journal could not be cleared does not count if b is a [disk.Noter],
+// which then says so.
 func New(b disk.Backend, j *Journal) (*Disk, error) {
 	d := &Disk{info: b.Info(), journal: j}
 	s := newSide(b)
@@ -155,6 +157,16 @@ func New(b disk.Backend, j *Journal) (*Disk, error) {
 	if b.Size() != r.Size {
 		return nil, fmt.Errorf("disk %s: %w: it has %d bytes, journal %s says %d",
 			b.Info().Name, ErrWrongSide, b.Size(), j.name(), r.Size)
+	}
+	gone, err := abandoned(b, j.rec.move)
+	if err == nil && gone {
+		err = j.Clear()
+	}
+	if err != nil {
+		return nil, err
+	}
+	if gone {
+		return d, nil
 	}
 	m, err := newTracker(d, s)
 	if err != nil {

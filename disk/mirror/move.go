@@ -19,14 +19,14 @@ type Config struct {
 	// Rate bounds what the copier writes, in bytes a second; 0 means that
 	// only the guest's latency does.
 	Rate int64
-	// CapWrites makes every change by the guest wait for the target, however
-	// slow that is, so that the guest writes no faster than the target takes
+	// CapWrites makes every change by the guest wait for its own end on the
+	// target, however slow that is, so that the guest writes no faster than the target takes
 	// it and the move must come to an end. Otherwise a guest that writes
 	// faster than the target for good keeps the move from ending.
 	CapWrites bool
-	// Lag is how long a write waits for the target alone before it is
-	// acknowledged and its range copied later; 0 means 10 ms. It is precise
-	// to 5 ms.
+	// Lag is how much later than the source the target may be with a write
+	// before nothing waits for it any more and its range is copied later; 0
+	// means 10 ms. It is precise to 5 ms.
 	Lag time.Duration
 	// MaxPause is how long the guest's writes are held up for the switch
 	// before it is called off and tried again, with twice the time after some
@@ -75,6 +75,9 @@ const defaultPatience = 30 * time.Second
 // tick is how often late targets are looked for.
 const tick = 5 * time.Millisecond
 
+// maxQueue is how many changes wait for a worker before their callers do.
+const maxQueue = 64
+
 // move is one move, or a tracker: what takes the place of a move that was
 // interrupted, and notes what changes until it is resumed.
 type move struct {
@@ -112,7 +115,7 @@ type move struct {
 func newMove(d *Disk, src side, r record, set bitmap) *move {
 	m := &move{
 		d: d, src: src, size: src.Size(), journal: d.journal, rec: r,
-		work: make(chan *span), finish: make(chan struct{}), stop: make(chan struct{}),
+		work: make(chan *span, maxQueue), finish: make(chan struct{}), stop: make(chan struct{}),
 		decided: make(chan struct{}), quit: make(chan struct{}), ended: make(chan struct{}),
 	}
 	t := &m.table
@@ -246,6 +249,7 @@ func (d *Disk) Start(ctx context.Context, target disk.Backend, cfg Config) (*Mov
 		m.table.source = false
 		m.table.mu.Unlock()
 	}
+	m.workers.Go(m.worker)
 	m.pace.width.Store(1024 / 4)
 	m.begin()
 	ctx, cancel := context.WithCancelCause(ctx)
@@ -378,7 +382,7 @@ func (m *move) giveUp(err error) (wait func(), _ error) {
 			if m.d.closed.Load() {
 				break
 			}
-			err = errors.Join(err, fmt.Errorf("%w: it still holds the move and must not be used: %w", ErrJournal, e))
+			err = errors.Join(err, m.abandon(e))
 		}
 		wait = m.leave(m.src)
 	}

@@ -27,7 +27,8 @@ func (p Phase) String() string {
 type Progress struct {
 	Phase Phase
 	// Size is that of the disk in bytes, and Left how many of them must be
-	// looked at, and copied unless they are zero.
+	// looked at, and copied unless they are zero, or are on their way to the
+	// target.
 	Size, Left int64
 	// Copied is how many bytes the copier has written to the target, and
 	// Zeroed how many more it knows to be zero there.
@@ -108,7 +109,7 @@ func (v *Move) Progress() Progress {
 	m := v.m
 	_, dirty := m.table.still()
 	p := Progress{
-		Phase: Phase(m.phase.Load()), Size: m.size, Left: min(dirty*granule, m.size),
+		Phase: Phase(m.phase.Load()), Size: m.size, Left: min(dirty*granule+m.table.behind(), m.size),
 		Copied: m.copied.Load(), Zeroed: m.zeroed.Load(), Mirrored: m.mirrored.Load(),
 		Errors: m.retries.Load(), Pause: time.Duration(m.pause.Load()),
 	}

@@ -1,16 +1,10 @@
 package mirror
 
 import (
-	"runtime"
 	"slices"
 	"sync"
 	"sync/atomic"
-	"time"
 )
-
-// spinFor is how long a change that is done on the source looks out for the
-// target before it sleeps.
-const spinFor = 20 * time.Microsecond
 
 // granule is the unit, in bytes, in which the two sides differ or not.
 const (
@@ -31,13 +25,13 @@ type span struct {
 	stale     bool // a copy that a change has overtaken
 	dstDone   bool // the target has ended its part
 	srcDone   bool // the source has
-	orphan    bool // acknowledged without the target, which is still at it
+	trails    bool // acknowledged, and the target is still at it
+	late      bool // so late that its granules were marked dirty
 	ticks     int  // the target's lateness
 	over      bool // the wait ended because the table was closed
 
-	wake  chan struct{} // one slot
-	refs  atomic.Int32  // holders
-	ahead atomic.Bool   // the target has ended its part
+	wake chan struct{} // one slot
+	refs atomic.Int32  // holders
 
 	// Of a change to both sides.
 	buf   *buffer // what to write; nil zeroes
@@ -77,6 +71,9 @@ func (s *span) overlaps(o *span) bool { return s.off < o.end && o.off < s.end }
 // the same, and knows where they are not.
 //
 // Changes to both sides that overlap by as much as a byte wait for each other.
+// A change that is done on the source is acknowledged while the target is still
+// at it, and stays in the table: as many may trail like that as the guest has
+// had under way at once, so that it writes no faster than the target for long.
 // A change within dirty granules goes to the source alone, and waits for
 // nothing but an exclusive copy: what the target has there does not count. A
 // copy starts when no change overlaps it. A change that comes upon a copy does
@@ -87,6 +84,11 @@ type table struct {
 	active  []*span // under way
 	waiting []*span // in the order in which they came
 	changes int     // those of active that are changes
+
+	trailing int     // those of changes that trail
+	trailed  int64   // their bytes
+	full     []*span // done on the source, and waiting to trail
+	depth    [2]int  // the most changes that did not trail, in this tick and the last
 
 	dirty  bitmap // granules in which the target may differ
 	nDirty int64
@@ -180,6 +182,7 @@ func (t *table) admit(s *span, k int) bool {
 	}
 	if !s.copies {
 		t.changes++
+		t.depth[0] = max(t.depth[0], t.changes-t.trailing)
 		for _, o := range t.active {
 			if o.copies && s.overlaps(o) {
 				o.stale = true
@@ -254,11 +257,6 @@ func (t *table) endCopy(s *span, ok bool) bool {
 // sourceDone says that the source has ended its part of s, a change to both
 // sides, and returns when s counts as done.
 func (t *table) sourceDone(s *span, failed bool) {
-	// The two sides are mostly done at about the same time: to go to sleep for
-	// the rest would take longer.
-	for start := time.Now(); !s.ahead.Load() && time.Since(start) < spinFor; {
-		runtime.Gosched()
-	}
 	if t.mustWait(s, failed) {
 		<-s.wake
 	}
@@ -276,16 +274,37 @@ func (t *table) mustWait(s *span, failed bool) bool {
 		t.remove(s)
 		return false
 	case t.hurry:
-		t.soil(s)
-		s.orphan = true
+		t.pass(s)
+		return false
+	case t.capped:
+		return true
+	case t.trailing < max(t.depth[0], t.depth[1]):
+		t.trail(s)
 		return false
 	}
+	t.full = append(t.full, s)
 	return true
+}
+
+// trail lets s count as done before the target is. The caller holds mu.
+func (t *table) trail(s *span) {
+	s.trails = true
+	t.trailing++
+	t.trailed += s.end - s.off
+}
+
+// pass lets s count as done, and leaves what it has changed to the copier. The
+// caller holds mu.
+func (t *table) pass(s *span) {
+	t.soil(s)
+	s.late = true
+	if !s.trails {
+		t.trail(s)
+	}
 }
 
 // targetDone says that the target has ended its part of s.
 func (t *table) targetDone(s *span, failed bool) {
-	s.ahead.Store(true)
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	s.dstDone = true
@@ -295,13 +314,25 @@ func (t *table) targetDone(s *span, failed bool) {
 	if !s.srcDone {
 		return
 	}
-	t.remove(s)
-	if !s.orphan {
+	if i := slices.Index(t.full, s); i >= 0 {
+		t.full = slices.Delete(t.full, i, i+1)
+	}
+	if s.trails {
+		t.trailing--
+		t.trailed -= s.end - s.off
+		if len(t.full) > 0 {
+			next := t.full[0]
+			t.full = slices.Delete(t.full, 0, 1)
+			t.trail(next)
+			next.wake <- struct{}{}
+		}
+	} else {
 		s.wake <- struct{}{}
 	}
+	t.remove(s)
 }
 
-// lapse gives up waiting for targets that are later than ticks calls of it: the
+// lapse gives up on targets that are later than ticks calls of it: their
 // changes count as done, and their granules as dirty. While some of them are
 // outstanding, new changes pass the target by. With all set it waits for none.
 func (t *table) lapse(ticks int, all bool) {
@@ -309,20 +340,27 @@ func (t *table) lapse(ticks int, all bool) {
 	defer t.mu.Unlock()
 	if all {
 		t.hurry = true
+	} else {
+		t.depth[1], t.depth[0] = t.depth[0], t.changes-t.trailing
 	}
-	orphans := false
+	late := false
 	for _, s := range t.active {
 		if !s.both || s.dstDone || !s.srcDone {
 			continue
 		}
-		if s.ticks++; !s.orphan && (all || ticks > 0 && s.ticks > ticks) {
-			t.soil(s)
-			s.orphan = true
-			s.wake <- struct{}{}
+		if s.ticks++; !s.late && (all || ticks > 0 && s.ticks > ticks) {
+			waits := !s.trails
+			t.pass(s)
+			if waits {
+				if i := slices.Index(t.full, s); i >= 0 {
+					t.full = slices.Delete(t.full, i, i+1)
+				}
+				s.wake <- struct{}{}
+			}
 		}
-		orphans = orphans || s.orphan
+		late = late || s.late
 	}
-	t.source = orphans || t.hurry
+	t.source = late || t.hurry
 }
 
 // mirroring reports whether the target is at a change.
@@ -355,6 +393,13 @@ func (t *table) still() (changes int, dirty int64) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	return t.changes, t.nDirty
+}
+
+// behind returns how many bytes of changes trail on their way to the target.
+func (t *table) behind() int64 {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.trailed
 }
 
 // close sends all changes that wait, and all later ones, elsewhere.

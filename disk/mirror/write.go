@@ -148,20 +148,36 @@ func (m *move) discard(off, n int64) (again bool, err error) {
 	return false, err
 }
 
-// toTarget has a worker carry out the target's part of s.
+// toTarget has a worker carry out the target's part of s. Where the guest does
+// not wait for that, one change may wait for the next worker to be free, which
+// takes it up without having to be woken.
 func (m *move) toTarget(s *span) {
 	s.refs.Add(1)
+	patient := 1
+	if m.cfg.CapWrites {
+		patient = 0
+	}
 	select {
-	case m.work <- s:
+	case m.work <- s: // into the hands of an idle worker, if there is one
+		if len(m.work) > patient {
+			m.workers.Go(m.worker)
+		}
 	default:
-		m.workers.Go(func() { m.worker(s) })
+		m.workers.Go(m.worker)
+		m.work <- s
 	}
 }
 
-// worker does s and then whatever comes. There are as many workers as changes
-// were under way at once.
-func (m *move) worker(s *span) {
+// worker carries out the target's part of one change after the other. There are
+// about as many workers as changes were under way at once.
+func (m *move) worker() {
 	for {
+		var s *span
+		select {
+		case s = <-m.work:
+		case <-m.quit:
+			return
+		}
 		start := m.clock()
 		var err error
 		if s.buf != nil {
@@ -175,11 +191,6 @@ func (m *move) worker(s *span) {
 		}
 		m.table.targetDone(s, err != nil)
 		s.drop()
-		select {
-		case s = <-m.work:
-		case <-m.quit:
-			return
-		}
 	}
 }
 

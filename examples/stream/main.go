@@ -6,6 +6,9 @@
 //	stream serve public                    let others fetch it over HTTP
 //	stream inspect http://host:8000/manifest.json
 //	stream keygen me                       make a key pair for pack -sign
+//	stream checkout http://host:8000/manifest.json
+//	stream checkin -overlay FILE http://host:8000/manifest.json
+//	stream rollback -overlay FILE http://host:8000/manifest.json
 //
 // Every command explains its flags with -h.
 package main
@@ -33,7 +36,8 @@ type command struct {
 }
 
 // commands in the order of the help.
-var commands = []command{packCommand, recordCommand, serveCommand, inspectCommand, keygenCommand}
+var commands = []command{packCommand, recordCommand, serveCommand, inspectCommand, keygenCommand,
+	checkoutCommand, checkinCommand, rollbackCommand}
 
 // errUsage makes the program end with status 2.
 var errUsage = errors.New("bad usage")

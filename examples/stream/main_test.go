@@ -34,8 +34,8 @@ func program(ctx context.Context, args ...string) *exec.Cmd {
 	return cmd
 }
 
-// stream runs the program and returns its exit status and output.
-func stream(t *testing.T, args ...string) (status int, stdout, stderr string) {
+// invoke runs the program and returns its exit status and output.
+func invoke(t *testing.T, args ...string) (status int, stdout, stderr string) {
 	t.Helper()
 	cmd := program(t.Context(), args...)
 	var out, msg bytes.Buffer
@@ -46,7 +46,7 @@ func stream(t *testing.T, args ...string) (status int, stdout, stderr string) {
 
 func succeed(t *testing.T, args ...string) string {
 	t.Helper()
-	status, out, msg := stream(t, args...)
+	status, out, msg := invoke(t, args...)
 	require.Zero(t, status, "%v: %s", args, msg)
 	return out
 }
@@ -86,7 +86,7 @@ func TestPackServeInspect(t *testing.T) {
 	require.EqualValues(t, 8<<20, r.Size)
 	require.EqualValues(t, 4<<20, r.Data)
 
-	status, _, msg := stream(t, "inspect", "-key", other+".pub", url+"manifest.json")
+	status, _, msg := invoke(t, "inspect", "-key", other+".pub", url+"manifest.json")
 	require.Equal(t, 1, status)
 	require.Contains(t, msg, "no accepted signature")
 	require.Equal(t, 1, strings.Count(msg, "\n"), msg)
@@ -101,7 +101,7 @@ func TestPackServeInspect(t *testing.T) {
 		data[len(data)/2] ^= 1
 		require.NoError(t, os.WriteFile(p, data, 0o644))
 	}
-	status, _, msg = stream(t, "inspect", "-verify", pub)
+	status, _, msg = invoke(t, "inspect", "-verify", pub)
 	require.Equal(t, 1, status)
 	require.Contains(t, msg, "damaged")
 	require.Contains(t, msg, ".pack")
@@ -136,7 +136,7 @@ func TestFormatsAndProfile(t *testing.T) {
 		return list
 	}
 	require.Equal(t, packs(b), packs(a))
-	status, _, msg := stream(t, "pack", "-q", "-f", "qcow2", top, filepath.Join(dir, "c"))
+	status, _, msg := invoke(t, "pack", "-q", "-f", "qcow2", top, filepath.Join(dir, "c"))
 	require.Equal(t, 1, status)
 	require.Contains(t, msg, "base.raw", "a backing file that nobody named was opened")
 
@@ -212,7 +212,7 @@ func TestUsage(t *testing.T) {
 		{[]string{"keygen"}, 2, "want one name"},
 		{[]string{"keygen", "/no/such/dir/key"}, 1, "/no/such/dir"},
 	} {
-		status, _, msg := stream(t, c.args...)
+		status, _, msg := invoke(t, c.args...)
 		require.Equal(t, c.status, status, "%v: %s", c.args, msg)
 		require.Contains(t, msg, c.want, "%v", c.args)
 	}

@@ -17,7 +17,8 @@ var serveCommand = command{
 	help: `
 Any web server does as well. This one can also behave like a link of a given
 rate and delay: the rate is shared by all connections, and each request waits
-for the delay as it would for a round trip.
+for the delay as it would for a round trip. With -leases it is a depot: images
+can be checked out and in, and new versions need a signature if -key is given.
 `,
 	define: func(f *flag.FlagSet) func(context.Context, []string) error {
 		listen := f.String("listen", "127.0.0.1:8000", "`address` to listen on; port 0 picks one")
@@ -27,6 +28,9 @@ for the delay as it would for a round trip.
 			return err
 		})
 		f.DurationVar(&link.delay, "delay", 0, "round-trip time of the link, such as 20ms")
+		leases := f.String("leases", "", "be a depot, which keeps its leases in this `file`")
+		var t trust
+		t.define(f)
 		verbose := f.Bool("v", false, "log each request")
 		return func(ctx context.Context, args []string) error {
 			if len(args) != 1 {
@@ -35,11 +39,17 @@ for the delay as it would for a round trip.
 			if !isDir(args[0]) {
 				return fmt.Errorf("%s is not a directory", args[0])
 			}
+			files := http.FileServer(http.Dir(args[0]))
+			if *leases != "" {
+				var err error
+				if files, err = newDepot(args[0], *leases, t); err != nil {
+					return err
+				}
+			}
 			l, err := net.Listen("tcp", *listen)
 			if err != nil {
 				return err
 			}
-			files := http.FileServer(http.Dir(args[0]))
 			handler := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 				if *verbose {
 					log.Printf("%s %s %s %s", r.RemoteAddr, r.Method, r.URL.Path, r.Header.Get("Range"))

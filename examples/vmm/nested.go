@@ -55,6 +55,8 @@ func runNested(ctx context.Context, o *options, command string, args []string) (
 		inner = append(inner, f.flag, name)
 	}
 	var ss streams
+	ctx, lost := ss.untilLost(ctx)
+	defer func() { err = lost(err) }()
 	defer func() { err = errors.Join(err, ss.Close()) }()
 	cfg := nestedkvm.Config{CPUs: 1, Memory: o.memory + 1<<30, Log: os.Stderr}
 	if o.noDisk() {

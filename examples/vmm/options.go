@@ -153,7 +153,7 @@ func parseFlags(fs *flag.FlagSet, args []string, usage string) ([]string, error)
 func (o *options) shapeFlags(fs *flag.FlagSet) {
 	fs.StringVar(&o.kernel, "kernel", "", "kernel `file`: bzImage or ELF vmlinux (default: Debian's cloud kernel, fetched if needed)")
 	fs.StringVar(&o.initrd, "initrd", "", "initial RAM disk `file` (default: one that mounts the first disk and runs the command)")
-	fs.Func("disk", "disk `image`; \",ro\" after it makes it read-only; repeatable; the first is the root. \"none\": no disk\n,format=qcow2,backing=FILE:FORMAT: a qcow2 image (without format, raw), and each file below it, the uppermost first\nnbd://HOST/EXPORT, nbd+unix:///EXPORT?socket=PATH: an NBD server's\nhttp(s)://.../manifest.json streams one: ,cache=DIR,overlay=FILE,key=FILE,record=FILE,fail=DURATION,ro\n(default: a new small ext4 file system with busybox, dropped at the end)", o.addDisk)
+	fs.Func("disk", "disk `image`; \",ro\" after it makes it read-only; repeatable; the first is the root. \"none\": no disk\n,format=qcow2,backing=FILE:FORMAT: a qcow2 image (without format, raw), and each file below it, the uppermost first\nnbd://HOST/EXPORT, nbd+unix:///EXPORT?socket=PATH: an NBD server's\nhttp(s)://.../manifest.json streams one: ,cache=DIR,overlay=FILE,key=FILE,record=FILE,fail=DURATION,lease=DURATION,ro\n(default: a new small ext4 file system with busybox, dropped at the end)", o.addDisk)
 	fs.IntVar(&o.cpus, "cpus", 1, "`number` of CPUs")
 	fs.Func("memory", "`size` of guest memory, such as 768M or 4G (default 512M)", func(s string) (err error) {
 		o.memory, err = parseSize(s)

@@ -53,7 +53,10 @@ func runOnce(ctx context.Context, options *options, dir string) (err error) {
 	o := *options
 	running, cancel := context.WithCancel(context.WithoutCancel(ctx))
 	defer cancel()
-	s := &session{o: &o, ctx: ctx, serial: &tail{}, cancel: cancel}
+	s := &session{o: &o, serial: &tail{}, cancel: cancel}
+	ctx, lost := s.streams.untilLost(ctx)
+	defer func() { err = lost(err) }()
+	s.ctx = ctx
 	if o.verbose {
 		s.serial.w = os.Stderr
 	}

@@ -38,7 +38,7 @@ type session struct {
 	input   io.Reader // what the user types at an interactive console
 	console *virtio.Console
 	ctx     context.Context // of the run
-	images  []io.Closer     // to be closed after the machine
+	backing []io.Closer     // images and taps, to be closed after the machine
 	streams streams
 	outputs []*output
 	signals *io.PipeWriter // names of signals for the command
@@ -57,7 +57,7 @@ func (s *session) close(ctx context.Context) (err error) {
 	if s.machine != nil {
 		err = s.machine.Close()
 	}
-	for _, c := range s.images {
+	for _, c := range s.backing {
 		err = errors.Join(err, c.Close())
 	}
 	err = errors.Join(err, s.streams.Close())
@@ -131,7 +131,7 @@ func (s *session) devices() (_ []virtio.Device, err error) {
 		if err != nil {
 			return devices, err // it names the disk
 		}
-		s.images = append(s.images, image) // a disk device does not own its image
+		s.backing = append(s.backing, image)
 		dev, err := disk.NewDevice(image, disk.Config{ReadOnly: d.readOnly, Queues: min(s.o.cpus, 4)})
 		if err != nil {
 			return devices, fmt.Errorf("disk %s: %w", d.path, err)
@@ -143,9 +143,10 @@ func (s *session) devices() (_ []virtio.Device, err error) {
 		if err != nil {
 			return devices, fmt.Errorf("net: %w", err)
 		}
+		s.backing = append(s.backing, tap)
 		dev, err := netdev.NewDevice(tap, netdev.Config{MAC: n.mac})
 		if err != nil {
-			return devices, errors.Join(fmt.Errorf("net %s: %w", n.tap, err), tap.Close())
+			return devices, fmt.Errorf("net %s: %w", n.tap, err)
 		}
 		devices = append(devices, dev)
 	}

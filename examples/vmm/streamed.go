@@ -26,13 +26,14 @@ import (
 )
 
 // streamOption is a -disk flag whose disk is streamed:
-// URL[,cache=DIR][,overlay=FILE][,key=FILE][,record=FILE][,fail=DURATION][,ro].
+// URL[,cache=DIR][,overlay=FILE][,key=FILE][,record=FILE][,fail=DURATION][,lease=DURATION][,ro].
 type streamOption struct {
 	cache   string
 	overlay string
 	record  string
 	keys    []ed25519.PublicKey
 	fail    time.Duration
+	lease   time.Duration // 0: none is taken
 }
 
 // remote reports whether s, of a -disk flag, is to be streamed.
@@ -60,6 +61,10 @@ func (o *options) addStream(s string) error {
 			}
 		case "fail":
 			d.stream.fail, err = time.ParseDuration(v)
+		case "lease":
+			if d.stream.lease, err = time.ParseDuration(v); err == nil && d.stream.lease <= 0 {
+				err = fmt.Errorf("lease=%s: want a time", v)
+			}
 		case "ro":
 			d.readOnly = true
 		default:
@@ -93,12 +98,14 @@ type streams struct {
 	status *http.Server
 	temp   string
 	done   chan struct{}
+	lost   func(error) // is told of a lease that was lost
 }
 
 // streamed is one of them: what arrives, and what the guest writes.
 type streamed struct {
 	option  diskOption
 	disk    *stream.Disk
+	lease   *held             // nil: none
 	rec     *profile.Recorder // nil: nothing is recorded
 	file    *disk.File        // nil: read-only
 	overlay *qcow2.Image
@@ -146,6 +153,15 @@ func (ss *streams) open(ctx context.Context, d diskOption, wait bool) (_ *stream
 			}
 		case !errors.Is(err, fs.ErrNotExist):
 			return nil, err
+		}
+	}
+	if d.stream.lease > 0 {
+		// Before the manifest is read: nobody changes the image from here on.
+		if s.lease, err = takeLease(ctx, d, c, ss.lost); err != nil {
+			return nil, err
+		}
+		if s.lease.out != nil {
+			cfg.ID = s.lease.out.ID()
 		}
 	}
 	if s.disk, err = stream.Open(ctx, d.path, cfg); err != nil {
@@ -339,6 +355,9 @@ func (s *streamed) close() (err error) {
 	}
 	if s.disk != nil {
 		err = errors.Join(err, s.disk.Close())
+	}
+	if s.lease != nil {
+		err = errors.Join(err, s.lease.close())
 	}
 	return err
 }

@@ -179,7 +179,7 @@ func (c *cloneBench) run(ctx context.Context) error {
 	}
 	t.print()
 	for _, row := range t.rows {
-		name := regexp.MustCompile(`[^a-z0-9]+`).ReplaceAllString(row, "-")
+		name := figureName(row)
 		ratio("clones-"+name+"-vs-raw", t.median(row, "vmkit clone"), t.median(row, "vmkit raw"))
 		ratio("clones-"+name+"-vs-qemu", t.median(row, "vmkit clone"), t.median(row, "qemu clone"))
 	}
@@ -223,6 +223,14 @@ func (c *cloneBench) our(t *table, row, col, name string, depth, count int, writ
 	if err != nil {
 		return err
 	}
+	v, err := scattered(b, depth, count, write)
+	t.add(row, col, v)
+	return errors.Join(err, b.Flush(), b.Close())
+}
+
+// scattered makes count requests of 4 KiB, depth of them at once, and returns how
+// many a second that were.
+func scattered(b disk.Backend, depth, count int, write bool) (float64, error) {
 	var next atomic.Int64
 	errs := make([]error, depth)
 	var wg sync.WaitGroup
@@ -249,9 +257,13 @@ func (c *cloneBench) our(t *table, row, col, name string, depth, count int, writ
 	}
 	wg.Wait()
 	took := time.Since(start)
-	t.add(row, col, float64(count)/took.Seconds())
-	return errors.Join(append(errs, b.Flush(), b.Close())...)
+	return float64(count) / took.Seconds(), errors.Join(errs...)
 }
+
+var notInNames = regexp.MustCompile(`[^a-z0-9]+`)
+
+// figureName is a row's name as part of a figure's.
+func figureName(row string) string { return notInNames.ReplaceAllString(row, "-") }
 
 var benchTook = regexp.MustCompile(`Run completed in ([0-9.]+) seconds`)
 

@@ -14,10 +14,12 @@ var onHost = map[string]func(ctx context.Context, o options) error{
 	"stream":  streamBench,
 	"mirror":  benchMirror,
 	"clones":  benchClones,
+	"thin":    benchThin,
+	"soft":    benchSoft,
 }
 
 // hostOrder is the order in which they run.
-var hostOrder = []string{"nbd", "upgrade", "stream", "mirror", "clones"}
+var hostOrder = []string{"nbd", "upgrade", "stream", "mirror", "clones", "thin", "soft"}
 
 // runOnHost runs the benchmarks with these names.
 func runOnHost(ctx context.Context, o options, names []string, out *figures) error {

@@ -46,6 +46,7 @@ type options struct {
 	seconds float64
 	only    string
 	out     string
+	keep    string
 	cmdline string
 	verbose bool
 	inside  bool
@@ -54,7 +55,8 @@ type options struct {
 func (o *options) register(f *flag.FlagSet) {
 	f.IntVar(&o.rounds, "rounds", 0, "how often each thing is measured; 0 is each benchmark's own number")
 	f.Float64Var(&o.seconds, "seconds", 1, "how long one measurement of a disk takes")
-	f.StringVar(&o.only, "only", "", "measure only the machines with these names, separated by commas")
+	f.StringVar(&o.only, "only", "", "measure only the machines, or parts of the stream benchmark (profile, boot, replay, latency), with these names, separated by commas")
+	f.StringVar(&o.keep, "keep", "", "directory in which the stream benchmark keeps what it publishes for its next run")
 	f.StringVar(&o.out, "out", "", "directory for CPU profiles of vmkit's machines")
 	f.StringVar(&o.cmdline, "append", "quiet", "kernel command line of the guests")
 	f.BoolVar(&o.verbose, "v", false, "print what the machines say")

@@ -46,18 +46,68 @@ func streamBench(ctx context.Context, o options) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
-	b := &streamGuest{dir: dir, verbose: o.verbose}
+	b := &streamGuest{dir: dir, public: filepath.Join(dir, "public"), verbose: o.verbose}
+	if o.keep != "" {
+		b.public = o.keep
+	}
 	if err := b.prepare(ctx); err != nil {
 		return err
 	}
+	figure("stream-image", float64(b.compressed)/1e6, "MB")
+	parts := []struct {
+		name string
+		run  func(context.Context, int) error
+	}{{"profile", b.profiles}, {"boot", b.boots}, {"replay", b.replays}, {"latency", b.latency}}
+	for _, p := range parts {
+		if o.only == "" || slices.Contains(strings.Split(o.only, ","), p.name) {
+			if err := p.run(ctx, o.roundsOr(3)); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// profiles measures how long what the profile names takes to arrive when nobody
+// asks for anything, and how much of the link's rate that is: no guest that reads
+// all of it can be ready earlier.
+func (b *streamGuest) profiles(ctx context.Context, rounds int) error {
+	t := newTable("the profile has arrived after", "s")
+	share := newTable("bytes of the link by then", "% of its rate")
+	for range rounds {
+		for _, mbit := range []float64{25, 100} {
+			took, n, err := b.overLink(ctx, mbit, false, func(ctx context.Context, d disk.Backend) error {
+				for d.(*stream.Disk).Status().PlannedLeft > 0 && ctx.Err() == nil {
+					time.Sleep(5 * time.Millisecond)
+				}
+				return ctx.Err()
+			})
+			if err != nil {
+				return err
+			}
+			row := fmt.Sprintf("%.0f Mbit/s", mbit)
+			t.add(row, "time", took.Seconds())
+			share.add(row, "share", 100*float64(n)/(mbit*1e6/8*took.Seconds()))
+		}
+	}
+	t.print()
+	share.print()
+	figure("stream-25-profile", t.median("25 Mbit/s", "time"), "s")
+	figure("stream-100-profile", t.median("100 Mbit/s", "time"), "s")
+	return nil
+}
+
+// boots compares the time to the service's answer.
+func (b *streamGuest) boots(ctx context.Context, rounds int) error {
 	boots := newTable("service answers after", "s")
 	fetched := newTable("fetched by then", "% of the image, compressed")
-	for range o.roundsOr(3) {
+	for range rounds {
 		local, err := b.local(ctx, nil)
 		if err != nil {
 			return err
 		}
 		boots.add("local disk", "time", local.Seconds())
+		fmt.Fprintf(os.Stderr, "stream: local disk: %.1f s\n", local.Seconds())
 		for _, mbit := range []float64{25, 100} {
 			for _, demandOnly := range []bool{false, true} {
 				name := fmt.Sprintf("%.0f Mbit/s", mbit)
@@ -76,7 +126,6 @@ func streamBench(ctx context.Context, o options) (err error) {
 	}
 	boots.print()
 	fetched.print()
-	figure("stream-image", float64(b.compressed)/1e6, "MB")
 	figure("stream-local", boots.median("local disk", "time"), "s")
 	figure("stream-fetched", fetched.median("25 Mbit/s", "bytes"), "%")
 	download := float64(b.compressed) / (25e6 / 8)
@@ -85,10 +134,7 @@ func streamBench(ctx context.Context, o options) (err error) {
 	for _, m := range []string{"25", "100"} {
 		ratio("stream-"+m+"-demand", boots.median(m+" Mbit/s, on demand only", "time"), boots.median(m+" Mbit/s", "time"))
 	}
-	if err := b.replays(ctx, o.roundsOr(3)); err != nil {
-		return err
-	}
-	return b.latency(ctx)
+	return nil
 }
 
 // streamGuest is the appliance and what boots it.
@@ -116,6 +162,9 @@ func (b *streamGuest) prepare(ctx context.Context) (err error) {
 	b.kernel, b.initrd = k.Image, filepath.Join(b.dir, "initrd")
 	if err := b.writeInitrd(ctx, k); err != nil {
 		return err
+	}
+	if b.opened(ctx) == nil {
+		return nil // kept from an earlier run
 	}
 	fmt.Fprintln(os.Stderr, "stream: recording two boots")
 	src, err := disk.Open(b.raw, disk.FileConfig{ReadOnly: true})
@@ -161,16 +210,32 @@ func (b *streamGuest) prepare(ctx context.Context) (err error) {
 	if err := os.RemoveAll(first); err != nil {
 		return err
 	}
-	b.public = filepath.Join(b.dir, "public")
 	sum, err := image.Pack(ctx, src, image.PackConfig{Dir: b.public, BootOrder: order, BootProfile: text.Bytes()})
 	if err != nil {
 		return err
 	}
-	b.compressed, b.profile = sum.Compressed, p
-	b.img, err = image.Open(ctx, fetch.Dir(b.public), "manifest.json", image.Config{AllowUnsigned: true})
 	fmt.Fprintf(os.Stderr, "stream: %d MB compressed, the profile names %d of %d chunks, %.1f MB\n",
 		sum.Compressed>>20, len(order), sum.Chunks, float64(sum.BootBytes)/1e6)
-	return err
+	return b.opened(ctx)
+}
+
+// opened reads what is published.
+func (b *streamGuest) opened(ctx context.Context) (err error) {
+	if b.img, err = image.Open(ctx, fetch.Dir(b.public), "manifest.json", image.Config{AllowUnsigned: true}); err != nil {
+		return err
+	}
+	text, err := b.img.BootProfile(ctx)
+	if err != nil {
+		return err
+	}
+	if b.profile, err = profile.Read(bytes.NewReader(text), b.public); err != nil {
+		return err
+	}
+	b.compressed = 0
+	for i := range b.img.Packs() {
+		b.compressed += b.img.Pack(i).Size
+	}
+	return nil
 }
 
 func (b *streamGuest) writeInitrd(ctx context.Context, k *debian.Kernel) (err error) {
@@ -383,7 +448,7 @@ func (b *streamGuest) replays(ctx context.Context, rounds int) error {
 
 // latency compares how long what is asked for takes, with and without
 // prefetching beside it.
-func (b *streamGuest) latency(ctx context.Context) error {
+func (b *streamGuest) latency(ctx context.Context, _ int) error {
 	const reads = 400
 	t := newTable("random reads over 25 Mbit/s", "ms")
 	var p99 [2]float64

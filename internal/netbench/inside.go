@@ -1,7 +1,6 @@
 package main
 
 import (
-	"bufio"
 	"context"
 	"errors"
 	"fmt"
@@ -12,23 +11,17 @@ import (
 	"slices"
 	"strings"
 	"text/tabwriter"
-	"time"
 
 	"golang.org/x/sys/unix"
 
+	"github.com/vmkit-go/vmkit/internal/bench/turns"
 	"github.com/vmkit-go/vmkit/netdev"
 	"github.com/vmkit-go/vmkit/vm"
 	"github.com/vmkit-go/vmkit/vm/boot"
 	"github.com/vmkit-go/vmkit/vm/virtio"
 )
 
-const (
-	tapName = "bench0"
-	memory  = 512 << 20
-	cmdline = "console=ttyS0 panic=-1 quiet"
-	// patience bounds one guest's boot and measurements on a busy host.
-	patience = 10 * time.Minute
-)
+const memory = 256 << 20
 
 // figures are what is measured, with their units.
 var figures = []struct{ name, title, unit string }{
@@ -40,12 +33,9 @@ var figures = []struct{ name, title, unit string }{
 // machines are measured unless others are asked for.
 var machines = []string{"vmkit-pci", "qemu-pci", "qemu-mmio"}
 
-// inside measures each machine in turn, over and over.
+// inside boots all machines and measures each in turn, over and over.
 func inside(ctx context.Context, o options) error {
-	if err := makeTap(o.queues); err != nil {
-		return fmt.Errorf("tap %s: %w", tapName, err)
-	}
-	server := exec.CommandContext(ctx, o.peer, "server", "10.0.0.1")
+	server := exec.CommandContext(ctx, o.peer, "server", "0.0.0.0")
 	server.Stderr = os.Stderr
 	if err := server.Start(); err != nil {
 		return err
@@ -58,24 +48,35 @@ func inside(ctx context.Context, o options) error {
 	if o.only != "" {
 		names = strings.Split(o.only, ",")
 	}
+	var running []*turns.Machine
+	for i, name := range names {
+		o.net = i
+		if err := makeTap(o); err != nil {
+			return fmt.Errorf("tap %s: %w", o.tap(), err)
+		}
+		cmd, err := command(ctx, o, name)
+		if err != nil {
+			return fmt.Errorf("%s: %w", name, err)
+		}
+		m, err := turns.Start(name, cmd, o.report())
+		if err != nil {
+			return err
+		}
+		defer m.Close()
+		running = append(running, m)
+	}
 	results := map[string][]float64{} // by machine and figure
-	for round := range o.rounds {
-		for _, name := range names {
-			got, err := measure(ctx, o, name)
-			if err != nil {
-				return fmt.Errorf("%s: %w", name, err)
+	for range o.rounds {
+		for _, f := range figures {
+			if !strings.Contains(o.figures, f.name) {
+				continue
 			}
-			if o.verbose {
-				fmt.Printf("round %d %s", round+1, name)
-			}
-			for _, f := range figures {
-				results[name+f.name] = append(results[name+f.name], got[f.name])
-				if o.verbose {
-					fmt.Printf("  %s %.1f %s", f.name, got[f.name], f.unit)
+			for _, m := range running {
+				v, err := m.Turn(f.name)
+				if err != nil {
+					return err
 				}
-			}
-			if o.verbose {
-				fmt.Println()
+				results[m.Name+f.name] = append(results[m.Name+f.name], v)
 			}
 		}
 	}
@@ -118,19 +119,30 @@ func median(v []float64) float64 {
 	return (s[(len(s)-1)/2] + s[len(s)/2]) / 2
 }
 
-// makeTap makes the tap that all machines use, one after the other.
-func makeTap(queues int) error {
+// report is where it is told what each thread used.
+func (o *options) report() io.Writer {
+	if o.verbose {
+		return os.Stdout
+	}
+	return nil
+}
+
+// tap is the name of a machine's tap.
+func (o *options) tap() string { return fmt.Sprintf("bench%d", o.net) }
+
+// makeTap makes it.
+func makeTap(o options) error {
 	fd, err := unix.Open("/dev/net/tun", unix.O_RDWR|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return err
 	}
 	defer unix.Close(fd)
-	ifr, err := unix.NewIfreq(tapName)
+	ifr, err := unix.NewIfreq(o.tap())
 	if err != nil {
 		return err
 	}
 	flags := uint16(unix.IFF_TAP | unix.IFF_NO_PI | unix.IFF_VNET_HDR)
-	if queues > 1 {
+	if o.queues > 1 {
 		flags |= unix.IFF_MULTI_QUEUE
 	}
 	ifr.SetUint16(flags)
@@ -140,7 +152,9 @@ func makeTap(queues int) error {
 	if err := unix.IoctlSetInt(fd, unix.TUNSETPERSIST, 1); err != nil {
 		return err
 	}
-	for _, args := range [][]string{{"addr", "add", "10.0.0.1/24", "dev", tapName}, {"link", "set", tapName, "up"}} {
+	for _, args := range [][]string{
+		{"addr", "add", fmt.Sprintf("10.0.%d.1/24", o.net), "dev", o.tap()}, {"link", "set", o.tap(), "up"},
+	} {
 		if out, err := exec.Command("ip", args...).CombinedOutput(); err != nil {
 			return fmt.Errorf("ip %s: %w: %s", strings.Join(args, " "), err, out)
 		}
@@ -155,7 +169,7 @@ func command(ctx context.Context, o options, name string) (*exec.Cmd, error) {
 	if vmm == "vmkit" {
 		self, err := os.Executable()
 		cmd := exec.CommandContext(ctx, self, "-vmm", transport, "-kernel", o.kernel, "-initrd", o.initrd,
-			"-queues", fmt.Sprint(o.queues), "-cpus", fmt.Sprint(o.cpus))
+			"-net", fmt.Sprint(o.net), "-queues", fmt.Sprint(o.queues), "-cpus", fmt.Sprint(o.cpus))
 		if procs != "" {
 			cmd.Env = append(os.Environ(), "GOMAXPROCS="+procs)
 		}
@@ -165,8 +179,8 @@ func command(ctx context.Context, o options, name string) (*exec.Cmd, error) {
 	if transport == "pci" {
 		pcie, dev = "on", "virtio-net-pci-non-transitional"
 	}
-	netdev := "tap,id=n,script=no,downscript=no,vhost=off,ifname=" + tapName
-	device := dev + ",netdev=n,mac=52:54:00:12:34:56"
+	netdev := "tap,id=n,script=no,downscript=no,vhost=off,ifname=" + o.tap()
+	device := dev + ",netdev=n"
 	if o.queues > 1 {
 		netdev += fmt.Sprintf(",queues=%d", o.queues)
 		device += ",mq=on"
@@ -177,50 +191,12 @@ func command(ctx context.Context, o options, name string) (*exec.Cmd, error) {
 	return exec.CommandContext(ctx, "qemu-system-x86_64", "-nodefaults", "-no-user-config", "-display", "none",
 		"-M", "microvm,acpi=on,pit=off,pic=off,rtc=off,pcie="+pcie, "-accel", "kvm", "-cpu", "host",
 		"-m", fmt.Sprint(memory>>20), "-smp", fmt.Sprint(o.cpus), "-serial", "stdio", "-no-reboot",
-		"-kernel", o.kernel, "-initrd", o.initrd, "-append", cmdline, "-netdev", netdev, "-device", device), nil
+		"-kernel", o.kernel, "-initrd", o.initrd, "-append", o.cmdline(), "-netdev", netdev, "-device", device), nil
 }
 
-// measure boots one machine and reads its figures off its console.
-func measure(ctx context.Context, o options, name string) (map[string]float64, error) {
-	ctx, cancel := context.WithTimeout(ctx, patience)
-	defer cancel()
-	cmd, err := command(ctx, o, name)
-	if err != nil {
-		return nil, err
-	}
-	cmd.Stderr = os.Stderr
-	cmd.WaitDelay = 10 * time.Second
-	out, err := cmd.StdoutPipe()
-	if err != nil {
-		return nil, err
-	}
-	if err := cmd.Start(); err != nil {
-		return nil, err
-	}
-	got := map[string]float64{}
-	done := false
-	var said strings.Builder
-	lines := bufio.NewScanner(out)
-	for !done && lines.Scan() {
-		line := strings.TrimSpace(lines.Text())
-		if o.verbose {
-			fmt.Println(line)
-		}
-		fmt.Fprintln(&said, line)
-		var what string
-		var v float64
-		if n, _ := fmt.Sscanf(line, "result %s %g", &what, &v); n == 2 {
-			got[what] = v
-			done = what == "done" || what == "failed"
-		}
-	}
-	cancel()
-	go io.Copy(io.Discard, out)
-	err = cmd.Wait()
-	if _, ok := got["done"]; !ok {
-		return nil, errors.Join(fmt.Errorf("the guest did not finish; it said:\n%s", &said), err)
-	}
-	return got, nil
+// cmdline is the guest's kernel command line.
+func (o *options) cmdline() string {
+	return fmt.Sprint("console=ttyS0 panic=-1 quiet net=", o.net)
 }
 
 // machine runs vmkit's machine until it is killed.
@@ -235,13 +211,14 @@ func machine(ctx context.Context, o options) error {
 		return err
 	}
 	defer initrd.Close()
-	tap, err := netdev.OpenTap(netdev.TapConfig{Name: tapName, Queues: o.queues})
+	tap, err := netdev.OpenTap(netdev.TapConfig{Name: o.tap(), Queues: o.queues})
 	if err != nil {
 		return err
 	}
+	defer tap.Close()
 	dev, err := netdev.NewDevice(tap, netdev.Config{})
 	if err != nil {
-		return errors.Join(err, tap.Close())
+		return err
 	}
 	transport := vm.PCI
 	if o.vmm == "mmio" {
@@ -249,7 +226,7 @@ func machine(ctx context.Context, o options) error {
 	}
 	m, err := vm.New(vm.Config{
 		CPUs: o.cpus, Memory: memory, Transport: transport, Engine: vm.EngineKVM,
-		Boot:    boot.Linux{Kernel: kernel, Initrd: initrd, Cmdline: cmdline},
+		Boot:    boot.Linux{Kernel: kernel, Initrd: initrd, Cmdline: o.cmdline()},
 		Serial:  vm.Serial{Out: os.Stdout},
 		Devices: []virtio.Device{dev},
 	})

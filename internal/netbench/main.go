@@ -1,12 +1,15 @@
 // Command netbench measures virtio-net over a tap against QEMU's, with the same
-// kernel, initramfs and tap, in alternating runs inside one nested host: TCP
-// request-response of one byte, and TCP streams both ways, between a static
-// program in the guest and one on the host of the tap, both of plain blocking
-// sockets.
+// kernel and initramfs, inside one nested host: TCP request-response of one byte, and TCP
+// streams both ways, between a static program in the guest and one on the host of the
+// tap, both of plain blocking sockets.
 //
-//	go run ./internal/netbench -rounds 5
+//	go run ./internal/netbench -rounds 15
 //
-// Guests have one CPU, 512 MiB and one queue pair. QEMU runs as -M microvm with an
+// All machines are booted, each on a tap of its own, and stopped (SIGSTOP). Then they are
+// measured in turn, a second or so each: the speed of the emulated host changes by a factor of two
+// within minutes, so that what is compared must be close in time.
+//
+// Guests have one CPU, 256 MiB and one queue pair. QEMU runs as -M microvm with an
 // in-process device (vhost=off) and the offloads that it has by default, on PCI
 // and on MMIO; the better median of the two counts, for each figure on its own.
 // vmkit's machine is package vm with netdev over PCI.
@@ -15,7 +18,9 @@
 package main
 
 import (
+	"bytes"
 	"context"
+	_ "embed"
 	"errors"
 	"flag"
 	"fmt"
@@ -31,6 +36,9 @@ import (
 	"github.com/vmkit-go/vmkit/internal/nestedkvm/agent"
 )
 
+//go:embed testdata/peer.c
+var peerSource []byte
+
 // options are the benchmark's flags, the same outside and inside.
 type options struct {
 	rounds  int
@@ -38,11 +46,13 @@ type options struct {
 	queues  int
 	cpus    int
 	only    string
+	figures string
 	kernel  string
 	initrd  string
 	peer    string
 	inside  bool
 	vmm     string // vmkit's transport: run the machine
+	net     int    // the number of its network
 	verbose bool
 }
 
@@ -58,36 +68,35 @@ exec </dev/ttyS0 >/dev/ttyS0 2>&1
 while read -r m; do insmod "/vmkit/$m"; done </vmkit/modules
 until [ -e /sys/class/net/eth0 ]; do usleep 1000; done
 echo $segments >/proc/sys/net/ipv4/tcp_min_tso_segs
-ip addr add 10.0.0.2/24 dev eth0; ip link set eth0 up
-/bin/peer client 10.0.0.1 $seconds || echo "result failed $?"
-[ -z "$verbose" ] || { grep Tcp: /proc/net/snmp; cat /proc/net/dev /proc/interrupts; }
-echo "result done 0"
+read -r line </proc/cmdline; net=${line##*net=}
+ip addr add 10.0.$net.2/24 dev eth0; ip link set eth0 up
+echo result ready 0; usleep 500000
+/bin/peer client 10.0.$net.1 $seconds $figures
+echo result failed $?
 while :; do sleep 60; done
 `
 
 func (o *options) script() string {
-	verbose := ""
-	if o.verbose {
-		verbose = "verbose=yes\n"
-	}
-	first, rest, _ := strings.Cut(initScript, "\n")
-	return first + "\n" + verbose + strings.NewReplacer("$seconds", fmt.Sprint(o.seconds), "$segments", fmt.Sprint(minSegments)).Replace(rest)
+	return strings.NewReplacer("$seconds", fmt.Sprint(o.seconds), "$segments", fmt.Sprint(minSegments),
+		"$figures", o.figures).Replace(initScript)
 }
 
 func main() {
 	agent.Main()
 	var o options
-	flag.IntVar(&o.rounds, "rounds", 3, "how often each machine is measured")
-	flag.Float64Var(&o.seconds, "seconds", 2, "how long each measurement takes")
+	flag.IntVar(&o.rounds, "rounds", 9, "how often each machine is measured")
+	flag.Float64Var(&o.seconds, "seconds", 0.7, "how long each measurement takes")
 	flag.IntVar(&o.queues, "queues", 1, "queue pairs")
 	flag.IntVar(&o.cpus, "cpus", 1, "CPUs of the guest")
 	flag.StringVar(&o.only, "only", "", "measure only these machines: vmkit-pci, vmkit-mmio, qemu-pci, qemu-mmio, and vmkit-pci@N with GOMAXPROCS=N")
-	flag.BoolVar(&o.verbose, "v", false, "print what the guests say")
+	flag.StringVar(&o.figures, "figures", "rr,tx,rx", "measure only these")
+	flag.BoolVar(&o.verbose, "v", false, "print what the guests say, and what each thread used until then")
 	flag.StringVar(&o.kernel, "kernel", "", "used inside the nested host")
 	flag.StringVar(&o.initrd, "initrd", "", "used inside the nested host")
 	flag.StringVar(&o.peer, "peer", "", "used inside the nested host")
 	flag.BoolVar(&o.inside, "inside", false, "used inside the nested host")
 	flag.StringVar(&o.vmm, "vmm", "", "used inside the nested host")
+	flag.IntVar(&o.net, "net", 0, "used inside the nested host")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
 	defer stop()
@@ -112,9 +121,12 @@ func outside(ctx context.Context, o options) (err error) {
 	}
 	defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
 	o.peer = filepath.Join(dir, "peer")
-	build := exec.CommandContext(ctx, "go", "build", "-o", o.peer, "github.com/vmkit-go/vmkit/internal/netbench/peer")
-	build.Env = append(os.Environ(), "CGO_ENABLED=0")
-	build.Stderr = os.Stderr
+	gcc, err := debian.LookProgram("gcc", "gcc")
+	if err != nil {
+		return err
+	}
+	build := exec.CommandContext(ctx, gcc, "-O2", "-static", "-x", "c", "-o", o.peer, "-")
+	build.Stdin, build.Stderr = bytes.NewReader(peerSource), os.Stderr
 	if err := build.Run(); err != nil {
 		return fmt.Errorf("build the guest's program: %w", err)
 	}
@@ -152,7 +164,7 @@ func outside(ctx context.Context, o options) (err error) {
 		return err
 	}
 	args := []string{
-		"-inside", "-rounds", fmt.Sprint(o.rounds), "-seconds", fmt.Sprint(o.seconds), "-only", o.only,
+		"-inside", "-rounds", fmt.Sprint(o.rounds), "-seconds", fmt.Sprint(o.seconds), "-only", o.only, "-figures", o.figures,
 		"-queues", fmt.Sprint(o.queues), "-cpus", fmt.Sprint(o.cpus),
 		"-kernel", "/bench/kernel", "-initrd", "/bench/initrd", "-peer", "/bench/peer",
 	}

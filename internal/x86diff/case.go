@@ -203,6 +203,7 @@ func (c *Case) Input() Input {
 	if r.IntN(8) != 0 {
 		g[4] = pointer(r) &^ 7 // RSP
 	}
+	g[4] = uint64(int64(g[4]<<16) >> 16) // canonical: with another, some KVMs emulate
 	if r.IntN(2) == 0 {
 		g[6], g[7] = pointer(r), pointer(r) // RSI, RDI
 	}

@@ -25,7 +25,7 @@ func (c *Case) mask(want *Outcome) mask {
 		f := &Forms[i]
 		if len(c.Forms) == 1 {
 			// After a fault everything is as it was before.
-			if want.Vector == Finished {
+			if want.Vector == Finished || want.Regs.RIP != c.Start() {
 				m.flags = f.undefined(c)
 			}
 		} else {

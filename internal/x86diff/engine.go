@@ -77,24 +77,43 @@ func (e *Engine) Run(c *Case, out *Outcome) error {
 	clear(e.fx[512:])
 	binary.LittleEndian.PutUint64(e.fx[512:], 3)
 	s.XSAVE = e.fx[:]
-	if err := e.cpu.SetState(&s); err != nil {
+	exit, runErr, err := e.enter(&s)
+	if err != nil {
 		return err
 	}
-	var exit vcpu.Exit
+	e.finish(c, out, &s.Regs, s.Control.CR2)
+	e.outcome(out, exit, runErr)
+	if len(s.XSAVE) < len(e.fx) {
+		return fmt.Errorf("x86diff: a state with an XSAVE area of %d bytes", len(s.XSAVE))
+	}
+	fromXSAVE(&out.FX, s.XSAVE)
+	if err := e.changes(out); err != nil {
+		return err
+	}
+	return e.clean(c)
+}
+
+// enter runs the CPU from a state up to its first exit, and loads the state there.
+// The first error is that of Run, which a case may cause.
+func (e *Engine) enter(s *vcpu.State) (exit vcpu.Exit, runErr, err error) {
+	if err := e.cpu.SetState(s); err != nil {
+		return exit, nil, err
+	}
 	watchdog := time.AfterFunc(caseTime, e.run.Kick)
-	runErr := e.run.Run(&exit)
+	runErr = e.run.Run(&exit)
 	if !watchdog.Stop() && runErr == nil && exit.Reason != vcpu.ExitKick {
 		// The kick comes to the next Run: take it.
 		var kick vcpu.Exit
 		e.run.Kick()
 		if err := e.run.Run(&kick); err != nil {
-			return err
+			return exit, runErr, err
 		}
 	}
-	if err := e.cpu.State(&s); err != nil {
-		return err
-	}
-	e.finish(c, out, &s.Regs, s.Control.CR2)
+	return exit, runErr, e.cpu.State(s)
+}
+
+// outcome says how a case ended other than in a stub.
+func (e *Engine) outcome(out *Outcome, exit vcpu.Exit, runErr error) {
 	switch {
 	case runErr != nil:
 		out.Vector, out.Err = Failed, runErr
@@ -106,12 +125,4 @@ func (e *Engine) Run(c *Case, out *Outcome) error {
 	default:
 		out.Vector, out.Err = Failed, fmt.Errorf("exit %+v", exit)
 	}
-	if len(s.XSAVE) < len(e.fx) {
-		return fmt.Errorf("x86diff: a state with an XSAVE area of %d bytes", len(s.XSAVE))
-	}
-	fromXSAVE(&out.FX, s.XSAVE)
-	if err := e.changes(out); err != nil {
-		return err
-	}
-	return e.clean(c)
 }

@@ -396,7 +396,6 @@ ins|6d|v rep fault
 outs|6e|b rep fault
 outs|6f|v rep fault
 int3|cc|fault
-int|cd ib|fault
 in|e4 ib|b fault
 in|e5 ib|v fault
 out|e6 ib|b fault

@@ -156,6 +156,7 @@ func (k *KVM) Run(c *Case, out *Outcome) error {
 	default:
 		out.Vector, out.Err = Failed, fmt.Errorf("%v at %#x", r.ExitReason, regs.RIP)
 	}
+	out.Doubtful = doubtful(c, out)
 	if err := k.v.XSave2(k.xsave); err != nil {
 		return err
 	}

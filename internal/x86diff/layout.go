@@ -3,7 +3,6 @@ package x86diff
 import (
 	"encoding/binary"
 
-	"github.com/vmkit-go/vmkit/memory"
 	"github.com/vmkit-go/vmkit/vcpu"
 )
 
@@ -18,6 +17,7 @@ const (
 	stackTop  = 0x5000 // of CPL 0
 	stubBase  = 0x6000 // one stub for each vector, stubSize bytes apart
 	stubSize  = 8
+	stubs     = 64      // of them, the IDT has 32 but for system cases
 	tableBase = 0x10000 // page tables
 	codeBase  = 0x40000 // two pages for the code of a case, one unmapped
 	codeLast  = 0x42000
@@ -60,8 +60,9 @@ var writable = [...]uint64{0x50000, 0x51000, 0x54000}
 // table 7-1).
 const hasErrorCode = 1<<8 | 1<<10 | 1<<11 | 1<<12 | 1<<13 | 1<<14 | 1<<17 | 1<<21
 
-// build writes the machine's tables, stubs and base contents to memory.
-func build(mem *memory.Memory) error {
+// image returns the memory that every case begins with: the machine's tables, stubs
+// and data.
+func image() []byte {
 	ram := make([]byte, MemorySize)
 	put := func(addr, v uint64) { binary.LittleEndian.PutUint64(ram[addr:], v) }
 
@@ -72,9 +73,12 @@ func build(mem *memory.Memory) error {
 	put(gdtBase+selTSS, 0x0000890000000067|tssBase<<16)
 	put(tssBase+4, stackTop) // RSP0
 	binary.LittleEndian.PutUint16(ram[tssBase+102:], 0x68)
-	for v := range uint64(32) {
+	for v := range uint64(stubs) {
 		stub := stubBase + v*stubSize
 		copy(ram[stub:], []byte{0xe6, endPort, hlt}) // out endPort, al
+		if v >= 32 {
+			continue
+		}
 		gate := stub&0xffff | selCode0<<16 | 0x8e<<40 | stub>>16<<48
 		if v == 3 || v == 4 {
 			gate |= 3 << 45 // INT3 from CPL 3
@@ -107,7 +111,7 @@ func build(mem *memory.Memory) error {
 		}
 		put(pt+page/4096*8, pte)
 	}
-	return mem.Write(0, ram)
+	return ram
 }
 
 // startState is the state in which every case starts, but for what its seed

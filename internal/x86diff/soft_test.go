@@ -35,6 +35,8 @@ type comparison struct {
 	cov     *Coverage
 	reports map[string]int
 	shown   int
+
+	doubtful int // cases of which hardware's outcome is not known
 }
 
 func newComparison(t testing.TB, hw, sw Subject) *comparison {
@@ -52,6 +54,10 @@ func (x *comparison) try(c *Case) {
 	want := run(x, x.hw, c)
 	if want.Vector < Finished {
 		x.Fatalf("%shardware: %s %v", Report(c, ""), vectorName(want.Vector), want.Err)
+	}
+	if want.Doubtful {
+		x.doubtful++
+		return
 	}
 	x.against(c, &want)
 }
@@ -84,7 +90,7 @@ func (x *comparison) against(c *Case, want *Outcome) {
 	if x.hw != nil && len(c.Forms) > 1 {
 		small := Minimize(*c, func(t *Case) bool {
 			w, g := run(x, x.hw, t), run(x, x.sw, t)
-			return Compare(t, &w, &g) != ""
+			return !w.Doubtful && Compare(t, &w, &g) != ""
 		})
 		w, g := run(x, x.hw, &small), run(x, x.sw, &small)
 		c, d = &small, Compare(&small, &w, &g)
@@ -104,7 +110,8 @@ func (x *comparison) done(start time.Time) {
 			list = append(list, Forms[i].Name+" ("+Forms[i].String()+")")
 		}
 	}
-	x.Logf("%d instructions, %.0f a second, %d of them in cases that differ", cases, float64(cases)/time.Since(start).Seconds(), differ)
+	x.Logf("%d instructions, %.0f a second, %d of them in cases that differ; %d cases left out as doubtful",
+		cases, float64(cases)/time.Since(start).Seconds(), differ, x.doubtful)
 	if len(list) > 0 {
 		slices.Sort(list)
 		x.Logf("%d forms differ: %s", len(list), strings.Join(slices.Compact(list), "; "))
@@ -119,7 +126,11 @@ func (x *comparison) done(start time.Time) {
 func TestSoftCorpus(t *testing.T) {
 	x := newComparison(t, nil, software(t))
 	start := time.Now()
+	groups := left(t)
 	for _, g := range corpus(t) {
+		if slices.ContainsFunc(g.Forms, func(f int) bool { return Forms[f].Group&groups == 0 }) {
+			continue
+		}
 		x.against(&g.Case, &g.Outcome)
 	}
 	x.done(start)
@@ -129,7 +140,7 @@ func TestSoftCorpus(t *testing.T) {
 func TestSoft(t *testing.T) {
 	x := newComparison(t, hardware(t), software(t))
 	start := time.Now()
-	g := NewGenerator(*seed, V2)
+	g := NewGenerator(*seed, left(t)&^Extras)
 	for range *cases {
 		c := g.Next()
 		x.try(&c)

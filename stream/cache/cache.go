@@ -36,6 +36,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/vmkit-go/vmkit/disk"
+	"github.com/vmkit-go/vmkit/internal/durable"
 )
 
 // Errors that callers tell apart with errors.Is.
@@ -180,7 +181,7 @@ func Open(dir string, cfg Config) (_ *Cache, err error) {
 		return nil, err
 	}
 	c.log.file = f
-	if err := syncDir(dir); err != nil {
+	if err := durable.SyncDir(dir); err != nil {
 		return nil, err
 	}
 	if err := c.load(); err != nil {

@@ -12,6 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/vmkit-go/vmkit/disk"
+	"github.com/vmkit-go/vmkit/internal/durable"
 )
 
 // filesDir holds the small files beside the chunks.
@@ -24,7 +25,7 @@ const MaxFile = 256 << 20
 // name. It is durable when SetFile returns, and replaces an older one at once
 // or, after a crash, not at all. Names are those of files: letters, digits,
 // dots, hyphens and underscores, not beginning with a dot.
-func (c *Cache) SetFile(name string, data []byte) (err error) {
+func (c *Cache) SetFile(name string, data []byte) error {
 	path, err := c.filePath(name)
 	if err != nil {
 		return err
@@ -32,26 +33,7 @@ func (c *Cache) SetFile(name string, data []byte) (err error) {
 	if len(data) > MaxFile {
 		return fmt.Errorf("cache %s: file %s: %d bytes: want at most %d", c.dir, name, len(data), MaxFile)
 	}
-	f, err := os.CreateTemp(filepath.Dir(path), ".new-*")
-	if err != nil {
-		return err
-	}
-	defer func() {
-		if err != nil {
-			os.Remove(f.Name())
-		}
-	}()
-	_, err = f.Write(data)
-	if err == nil {
-		err = f.Sync()
-	}
-	if err = errors.Join(err, f.Close()); err != nil {
-		return err
-	}
-	if err = os.Rename(f.Name(), path); err != nil {
-		return err
-	}
-	return syncDir(filepath.Dir(path))
+	return durable.WriteFile(path, 0o600, data)
 }
 
 // File returns the file kept under a name. The error wraps fs.ErrNotExist if
@@ -85,7 +67,7 @@ func (c *Cache) RemoveFile(name string) error {
 		}
 		return err
 	}
-	return syncDir(filepath.Dir(path))
+	return durable.SyncDir(filepath.Dir(path))
 }
 
 func (c *Cache) filePath(name string) (string, error) {
@@ -147,16 +129,4 @@ func lockDir(dir string) (*os.File, error) {
 		return nil, err
 	}
 	return f, nil
-}
-
-func syncDir(path string) error {
-	d, err := os.Open(path)
-	if err != nil {
-		return err
-	}
-	defer d.Close()
-	if err := d.Sync(); err != nil && !errors.Is(err, errors.ErrUnsupported) && !errors.Is(err, unix.EINVAL) {
-		return err
-	}
-	return nil
 }

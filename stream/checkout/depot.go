@@ -31,6 +31,7 @@ import (
 	"strings"
 	"sync"
 
+	"github.com/vmkit-go/vmkit/internal/durable"
 	"github.com/vmkit-go/vmkit/stream/fetch"
 	"github.com/vmkit-go/vmkit/stream/image"
 	"github.com/vmkit-go/vmkit/stream/lease"
@@ -260,7 +261,7 @@ func (d *Depot) upload(w http.ResponseWriter, r *http.Request, name string) erro
 	if err := os.Rename(d.part(name), d.path(name)); err != nil {
 		return err
 	}
-	return syncDir(d.cfg.Dir)
+	return durable.SyncDir(d.cfg.Dir)
 }
 
 // publish makes a manifest visible whose files are all there, and that follows
@@ -295,7 +296,7 @@ func (d *Depot) publish(r *http.Request, name string) error {
 		if next.Manifest().Parent != now.ID().String() {
 			return fmt.Errorf("%w: %v", errStale, now.ID())
 		}
-		return writeFile(d.cfg.Dir, name, data)
+		return durable.WriteFile(d.path(name), 0o644, data)
 	})
 }
 
@@ -329,40 +330,4 @@ func (d *Depot) complete(ctx context.Context, img *image.Image) error {
 		}
 	}
 	return img.Scan(ctx, func(image.Chunk) error { return nil })
-}
-
-// writeFile replaces a file in one step, durably.
-func writeFile(dir, name string, data []byte) (err error) {
-	f, err := os.CreateTemp(dir, ".new-*")
-	if err != nil {
-		return err
-	}
-	defer func() {
-		if err != nil {
-			os.Remove(f.Name())
-		}
-	}()
-	_, err = f.Write(data)
-	if err == nil {
-		err = f.Chmod(0o644)
-	}
-	if err == nil {
-		err = f.Sync()
-	}
-	if err = errors.Join(err, f.Close()); err != nil {
-		return err
-	}
-	if err = os.Rename(f.Name(), filepath.Join(dir, name)); err != nil {
-		return err
-	}
-	return syncDir(dir)
-}
-
-func syncDir(dir string) error {
-	f, err := os.Open(dir)
-	if err != nil {
-		return err
-	}
-	defer f.Close()
-	return f.Sync()
 }

@@ -12,12 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/vmkit-go/vmkit/disk"
-)
-
-// Files of packs under way have names like this.
-const (
-	tempPrefix  = ".vmkit-tmp-"
-	tempPattern = tempPrefix + "*"
+	"github.com/vmkit-go/vmkit/internal/durable"
 )
 
 // packWriter writes packs and names them.
@@ -39,7 +34,7 @@ func (w *packWriter) add(frame []byte) (pack int, off int64, err error) {
 		}
 	}
 	if w.f == nil {
-		if w.f, err = os.CreateTemp(w.dir, tempPattern); err != nil {
+		if w.f, err = os.CreateTemp(w.dir, durable.Pattern); err != nil {
 			return 0, 0, err
 		}
 		w.sum, w.size = sha256.New(), 0
@@ -59,7 +54,7 @@ func (w *packWriter) close() error {
 		return nil
 	}
 	name := fmt.Sprintf("%x", w.sum.Sum(nil)) + packSuffix
-	if err := publish(w.f, filepath.Join(w.dir, name)); err != nil {
+	if err := durable.Publish(w.f, filepath.Join(w.dir, name), 0o644); err != nil {
 		return err
 	}
 	w.f = nil
@@ -74,44 +69,6 @@ func (w *packWriter) abort() {
 		os.Remove(w.f.Name())
 		w.f = nil
 	}
-}
-
-// publish makes a temporary file durable and gives it its name.
-func publish(f *os.File, path string) error {
-	err := f.Chmod(0o644)
-	if err == nil {
-		err = f.Sync()
-	}
-	if e := f.Close(); err == nil {
-		err = e
-	}
-	if err == nil {
-		err = os.Rename(f.Name(), path)
-	}
-	if err != nil {
-		os.Remove(f.Name())
-	}
-	return err
-}
-
-// writeFile writes a whole file, in one step for its readers.
-func writeFile(dir, name string, data []byte) error {
-	f, err := os.CreateTemp(dir, tempPattern)
-	if err != nil {
-		return err
-	}
-	if _, err := f.Write(data); err != nil {
-		return errors.Join(err, f.Close(), os.Remove(f.Name()))
-	}
-	return publish(f, filepath.Join(dir, name))
-}
-
-func syncDir(dir string) error {
-	d, err := os.Open(dir)
-	if err != nil {
-		return err
-	}
-	return errors.Join(d.Sync(), d.Close())
 }
 
 // lockDir makes this the only Pack in a directory, and removes what an earlier
@@ -130,7 +87,7 @@ func lockDir(dir string) (unlock func(), err error) {
 	}
 	names, err := d.Readdirnames(-1)
 	for _, name := range names {
-		if err == nil && strings.HasPrefix(name, tempPrefix) {
+		if err == nil && strings.HasPrefix(name, durable.Prefix) {
 			err = os.Remove(filepath.Join(dir, name))
 		}
 	}

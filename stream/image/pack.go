@@ -17,6 +17,7 @@ import (
 	"github.com/klauspost/compress/zstd"
 
 	"github.com/vmkit-go/vmkit/disk"
+	"github.com/vmkit-go/vmkit/internal/durable"
 )
 
 // PackConfig says how to publish a disk.
@@ -43,7 +44,8 @@ type PackConfig struct {
 	// Key signs the manifest, if not nil.
 	Key ed25519.PrivateKey
 	// Level is the effort of compression; 0 means zstd.SpeedDefault. The
-	// same disk packed at the same level gives the same packs.
+	// same disk packed at the same level gives the same packs. What is in
+	// BootOrder, which a guest waits for, is compressed as well as possible.
 	Level zstd.EncoderLevel
 	// PackSize is the size at which a pack ends and the next begins, in
 	// bytes; 0 means 64 MiB.
@@ -195,7 +197,7 @@ func Pack(ctx context.Context, src disk.Backend, cfg PackConfig) (sum Summary, e
 			return sum, fmt.Errorf("read the previous version: %w", err)
 		}
 	}
-	if p.spool, err = os.CreateTemp(cfg.Dir, tempPattern); err != nil {
+	if p.spool, err = os.CreateTemp(cfg.Dir, durable.Pattern); err != nil {
 		return sum, err
 	}
 	defer p.spool.Close()
@@ -211,16 +213,25 @@ func Pack(ctx context.Context, src disk.Backend, cfg PackConfig) (sum Summary, e
 	return p.sum, nil
 }
 
+func (p *packer) encoder(level zstd.EncoderLevel) (*zstd.Encoder, error) {
+	return zstd.NewWriter(nil, zstd.WithEncoderLevel(level), zstd.WithEncoderCRC(false),
+		zstd.WithSingleSegment(true), zstd.WithEncoderConcurrency(p.cfg.Workers), zstd.WithWindowSize(MaxChunk))
+}
+
 // run cuts, compresses and writes.
 func (p *packer) run(ctx context.Context) error {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
-	enc, err := zstd.NewWriter(nil, zstd.WithEncoderLevel(p.cfg.Level), zstd.WithEncoderCRC(false),
-		zstd.WithSingleSegment(true), zstd.WithEncoderConcurrency(p.cfg.Workers), zstd.WithWindowSize(MaxChunk))
+	enc, err := p.encoder(p.cfg.Level)
 	if err != nil {
 		return err
 	}
 	defer enc.Close()
+	best, err := p.encoder(zstd.SpeedBestCompression)
+	if err != nil {
+		return err
+	}
+	defer best.Close()
 
 	ahead := 4 * p.cfg.Workers
 	work := make(chan *job, ahead)    // to the workers
@@ -235,6 +246,10 @@ func (p *packer) run(ctx context.Context) error {
 				_, ok := p.known[j.hash]
 				p.mu.RUnlock()
 				if !ok {
+					enc := enc
+					if p.boot[j.hash] {
+						enc = best
+					}
 					j.frame = enc.EncodeAll(j.content, make([]byte, 0, len(j.content)/2))
 					if len(j.frame) > MaxFrame {
 						j.err = fmt.Errorf("chunk at %d takes %d compressed bytes", j.off, len(j.frame))
@@ -412,7 +427,7 @@ func (p *packer) finish() error {
 	file, dir := w.finish()
 	hash := sha256.Sum256(file)
 	index := File{Name: Hash(hash).String() + indexSuffix, Size: int64(len(file))}
-	if err := writeFile(p.cfg.Dir, index.Name, file); err != nil {
+	if err := durable.WriteFile(filepath.Join(p.cfg.Dir, index.Name), 0o644, file); err != nil {
 		return err
 	}
 	m := &Manifest{
@@ -430,7 +445,7 @@ func (p *packer) finish() error {
 	if p.cfg.BootProfile != nil {
 		h := Hash(sha256.Sum256(p.cfg.BootProfile))
 		m.BootProfile = &FileRef{File{h.String() + profileSuffix, int64(len(p.cfg.BootProfile))}, h}
-		if err := writeFile(p.cfg.Dir, m.BootProfile.Name, p.cfg.BootProfile); err != nil {
+		if err := durable.WriteFile(filepath.Join(p.cfg.Dir, m.BootProfile.Name), 0o644, p.cfg.BootProfile); err != nil {
 			return err
 		}
 	}
@@ -439,10 +454,7 @@ func (p *packer) finish() error {
 		return err
 	}
 	// Everything that the manifest names is durable before it appears.
-	if err := syncDir(p.cfg.Dir); err != nil {
-		return err
-	}
-	if err := writeFile(p.cfg.Dir, p.cfg.Name, sealed); err != nil {
+	if err := durable.WriteFile(filepath.Join(p.cfg.Dir, p.cfg.Name), 0o644, sealed); err != nil {
 		return err
 	}
 	p.sum.Manifest, p.sum.ID = filepath.Join(p.cfg.Dir, p.cfg.Name), id
@@ -451,7 +463,7 @@ func (p *packer) finish() error {
 	if p.cfg.Progress != nil {
 		p.report()
 	}
-	return syncDir(p.cfg.Dir)
+	return nil
 }
 
 // packTable lists the packs that entries refer to: boot packs, new ones in the

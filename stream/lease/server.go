@@ -24,11 +24,12 @@ import (
 	"io/fs"
 	"net/http"
 	"os"
-	"path/filepath"
 	"strings"
 	"sync"
 	"time"
 	"unicode/utf8"
+
+	"github.com/vmkit-go/vmkit/internal/durable"
 )
 
 // Errors that callers tell apart with errors.Is.
@@ -142,36 +143,12 @@ func checkText(what, s string, limit int) error {
 }
 
 // save makes the leases durable. The caller holds mu.
-func (s *Server) save() (err error) {
+func (s *Server) save() error {
 	data, err := json.Marshal(s.set)
 	if err != nil {
 		return err
 	}
-	f, err := os.CreateTemp(filepath.Dir(s.cfg.File), ".lease-*")
-	if err != nil {
-		return err
-	}
-	defer func() {
-		if err != nil {
-			os.Remove(f.Name())
-		}
-	}()
-	_, err = f.Write(data)
-	if err == nil {
-		err = f.Sync()
-	}
-	if err = errors.Join(err, f.Close()); err != nil {
-		return err
-	}
-	if err = os.Rename(f.Name(), s.cfg.File); err != nil {
-		return err
-	}
-	d, err := os.Open(filepath.Dir(s.cfg.File))
-	if err != nil {
-		return err
-	}
-	defer d.Close()
-	return d.Sync()
+	return durable.WriteFile(s.cfg.File, 0o600, data)
 }
 
 // change replaces the entry of a name once that is durable. The caller holds

@@ -2,9 +2,11 @@ package profile
 
 import (
 	"errors"
+	"io"
 	"io/fs"
 	"os"
-	"path/filepath"
+
+	"github.com/vmkit-go/vmkit/internal/durable"
 )
 
 // ReadFile reads the profile in a file.
@@ -18,8 +20,8 @@ func ReadFile(path string) (*Profile, error) {
 }
 
 // AddToFile merges p with the profile in a file, which need not be there. The
-// file is replaced in one step.
-func AddToFile(path string, p *Profile) (err error) {
+// file is replaced in one step, durably.
+func AddToFile(path string, p *Profile) error {
 	old, err := ReadFile(path)
 	if errors.Is(err, fs.ErrNotExist) {
 		old, err = &Profile{}, nil
@@ -30,24 +32,8 @@ func AddToFile(path string, p *Profile) (err error) {
 	if p, err = Merge(old, p); err != nil {
 		return err
 	}
-	f, err := os.CreateTemp(filepath.Dir(path), ".profile-*")
-	if err != nil {
+	return durable.Replace(path, 0o644, func(w io.Writer) error {
+		_, err := p.WriteTo(w)
 		return err
-	}
-	defer func() {
-		if err != nil {
-			os.Remove(f.Name())
-		}
-	}()
-	_, err = p.WriteTo(f)
-	if err == nil {
-		err = f.Chmod(0o644)
-	}
-	if err == nil {
-		err = f.Sync()
-	}
-	if err = errors.Join(err, f.Close()); err != nil {
-		return err
-	}
-	return os.Rename(f.Name(), path)
+	})
 }

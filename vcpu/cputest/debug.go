@@ -162,14 +162,14 @@ var debugTests = []test{
 	`)
 		g.must(g.cpu.SetState(&g.s))
 		g.started = true
-		g.must(g.cpu.SetSingleStep(true))
+		g.must(g.run.SetSingleStep(true))
 		for _, want := range []uint64{1, 3, 6, 7} {
 			e := g.exitOnce()
 			if e.Reason != vcpu.ExitDebug || e.Addr != code+want {
 				g.Fatalf("%+v, want a stop at +%d", e, want)
 			}
 		}
-		g.must(g.cpu.SetSingleStep(false))
+		g.must(g.run.SetSingleStep(false))
 		g.ends(g.resume())
 	}},
 }

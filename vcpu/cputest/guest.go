@@ -154,6 +154,7 @@ type guest struct {
 	mem   *memory.Memory
 	eng   vcpu.Engine
 	cpu   vcpu.CPU
+	run   vcpu.CPU // runs cpu: itself, or what takes turns
 	cpuid vcpu.CPUID
 	// s is the state to start in, and after a stop the state there.
 	s         vcpu.State
@@ -172,6 +173,10 @@ func newGuest(t testing.TB, cfg Config) *guest {
 	t.Cleanup(func() { g.must(g.eng.Close()) })
 	g.cpu, err = g.eng.NewCPU(0)
 	g.must(err)
+	g.run = g.cpu
+	if turns, ok := g.eng.(vcpu.Turns); ok {
+		g.run = turns.Runner()
+	}
 	g.cpuid = g.eng.CPUID()
 	g.tables()
 	g.long(0)
@@ -430,10 +435,10 @@ func (g *guest) exitOnce() vcpu.Exit {
 	}
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
-	watchdog := time.AfterFunc(20*time.Second, g.cpu.Kick)
+	watchdog := time.AfterFunc(20*time.Second, g.run.Kick)
 	defer watchdog.Stop()
 	var e vcpu.Exit
-	if err := g.cpu.Run(&e); err != nil {
+	if err := g.run.Run(&e); err != nil {
 		var s vcpu.State
 		_ = g.cpu.State(&s)
 		g.Fatalf("%v (RIP %#x)", err, s.Regs.RIP)

@@ -18,6 +18,7 @@ import (
 type doorbell struct {
 	e    *Engine
 	conf kvm.IOEventFD
+	lent bool // the eventfd is somebody else's
 
 	mu     sync.Mutex
 	gone   sync.Cond // users became 0
@@ -27,16 +28,30 @@ type doorbell struct {
 
 // Doorbell claims guest writes to an address; see [device.Doorbells].
 func (e *Engine) Doorbell(addr uint64, size int, match *uint64) (device.Doorbell, error) {
+	fd, err := unix.Eventfd(0, unix.EFD_CLOEXEC)
+	if err != nil {
+		return nil, fmt.Errorf("kvmcpu: doorbell at %#x: %w", addr, err)
+	}
+	d, err := e.doorbell(fd, false, addr, size, match)
+	if err != nil {
+		unix.Close(fd)
+		return nil, err
+	}
+	return d, nil
+}
+
+// DoorbellTo implements [device.EventDoorbells].
+func (e *Engine) DoorbellTo(event int, addr uint64, size int, match *uint64) (device.Doorbell, error) {
+	return e.doorbell(event, true, addr, size, match)
+}
+
+func (e *Engine) doorbell(fd int, lent bool, addr uint64, size int, match *uint64) (device.Doorbell, error) {
 	switch size {
 	case 1, 2, 4, 8:
 	default:
 		return nil, fmt.Errorf("%w: doorbell of %d bytes", ErrConfig, size)
 	}
-	fd, err := unix.Eventfd(0, unix.EFD_CLOEXEC)
-	if err != nil {
-		return nil, fmt.Errorf("kvmcpu: doorbell at %#x: %w", addr, err)
-	}
-	d := &doorbell{e: e, conf: kvm.IOEventFD{Addr: addr, Len: uint32(size), FD: fd}}
+	d := &doorbell{e: e, lent: lent, conf: kvm.IOEventFD{Addr: addr, Len: uint32(size), FD: fd}}
 	d.gone.L = &d.mu
 	if match != nil {
 		d.conf.Flags = kvm.IOEventFDDatamatch
@@ -45,11 +60,9 @@ func (e *Engine) Doorbell(addr uint64, size int, match *uint64) (device.Doorbell
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	if e.closed {
-		unix.Close(fd)
 		return nil, fmt.Errorf("kvmcpu: doorbell at %#x: %w", addr, kvm.ErrClosed)
 	}
 	if err := e.vm.IOEventFD(d.conf); err != nil {
-		unix.Close(fd)
 		return nil, err
 	}
 	e.doorbells[d] = struct{}{}
@@ -136,7 +149,9 @@ func (d *doorbell) Close() error {
 	for d.users > 0 {
 		d.gone.Wait()
 	}
-	unix.Close(d.conf.FD)
+	if !d.lent {
+		unix.Close(d.conf.FD)
+	}
 	d.mu.Unlock()
 
 	d.e.mu.Lock()

@@ -82,6 +82,14 @@ type Doorbells interface {
 	Doorbell(addr uint64, size int, match *uint64) (Doorbell, error)
 }
 
+// EventDoorbells is implemented by Doorbells that can ring an eventfd of somebody
+// who waits for other things as well.
+type EventDoorbells interface {
+	// DoorbellTo is Doorbell with an eventfd that guest writes and Ring are
+	// added to. It stays the caller's, and Wait is not to be called.
+	DoorbellTo(event int, addr uint64, size int, match *uint64) (Doorbell, error)
+}
+
 // Doorbell is one claimed address.
 type Doorbell interface {
 	// Wait blocks until the guest has written since the last Wait, or

@@ -115,6 +115,7 @@ func (t *core) init(dev Device, host Host, d device.Doorbells, w wiring) error {
 	}
 	t.dev, t.host, t.doorbells, t.wires = dev, host, d, w
 	t.host.ConfigChanged = t.configChanged
+	t.host.Drain = t.drain
 	t.maxSizes = dev.QueueSizes()
 	if len(t.maxSizes) == 0 || len(t.maxSizes) > maxQueues {
 		return fail("%d queues", len(t.maxSizes))
@@ -350,7 +351,11 @@ func (t *core) listen() {
 		failed := func(err error) {
 			t.warn("virtio: no doorbell", "queue", i, "error", err)
 		}
-		if err := r.listen(t.doorbells, addr, size, match, failed); err != nil {
+		event := -1
+		if w, ok := t.dev.(Waiter); ok {
+			event = w.EventFD(i)
+		}
+		if err := r.listen(t.doorbells, event, addr, size, match, failed); err != nil {
 			failed(err)
 		}
 	})
@@ -363,6 +368,12 @@ func (t *core) ring(queue uint32) {
 	if rs := t.runners.Load(); rs != nil && queue < uint32(len(*rs)) && (*rs)[queue] != nil {
 		(*rs)[queue].ring()
 	}
+}
+
+// drain is Host.Drain.
+func (t *core) drain(queue int) (more bool) {
+	rs := t.runners.Load()
+	return rs != nil && (*rs)[queue] != nil && (*rs)[queue].drain()
 }
 
 // resetLocked returns the device to its initial state. It waits for requests

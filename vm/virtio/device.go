@@ -110,6 +110,15 @@ type Yielder interface {
 	Yield()
 }
 
+// Waiter is implemented by a device that waits for doorbells itself, because the
+// thread that does has something else to wait for.
+type Waiter interface {
+	// EventFD is the eventfd that the doorbell of queue q rings, or -1 if the
+	// transport is to wait for it. Whenever it was rung the device calls
+	// Host.Drain; until the device is reset it is open.
+	EventFD(q int) int
+}
+
 // Host is what a device knows of its machine.
 type Host struct {
 	// Name is unique in the machine and stable across save and load: the
@@ -121,6 +130,10 @@ type Host struct {
 	Inbox device.Inbox
 	// ConfigChanged raises a configuration change interrupt.
 	ConfigChanged func()
+	// Drain is for a [Waiter]: it calls Notify for queue q, unless nothing may
+	// run now or it runs elsewhere, and reports whether Drain shall be called
+	// again.
+	Drain func(q int) (more bool)
 	// Log is never nil.
 	Log *slog.Logger
 }

@@ -5,6 +5,8 @@ import (
 	"os"
 	"sync"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/vmkit-go/vmkit/internal/wakeup"
 	"github.com/vmkit-go/vmkit/vm/device"
 )
@@ -23,8 +25,9 @@ type runner struct {
 	running bool      // one is running
 	again   bool      // another came meanwhile
 
-	bell device.Doorbell // nil: notifications come over the bus
-	wg   sync.WaitGroup  // the doorbell's goroutine and handed-over drains
+	bell   device.Doorbell // nil: notifications come over the bus
+	silent bool            // nobody is to wait for the doorbell
+	wg     sync.WaitGroup  // the doorbell's goroutine and handed-over drains
 }
 
 func newRunner(q *Queue, notify func(), prompt bool) *runner {
@@ -33,14 +36,30 @@ func newRunner(q *Queue, notify func(), prompt bool) *runner {
 	return r
 }
 
-// listen takes the queue's notifications from a doorbell if there is one.
-// unlisten must be called before the next listen. failed is told if the
-// doorbell stops working.
-func (r *runner) listen(d device.Doorbells, addr uint64, size int, match *uint64, failed func(error)) error {
+// listen takes the queue's notifications from a doorbell if there is one, which
+// rings event, for the device to wait for, if that is not -1. unlisten must be
+// called before the next listen. failed is told if the doorbell stops working.
+func (r *runner) listen(d device.Doorbells, event int, addr uint64, size int, match *uint64, failed func(error)) (err error) {
 	if d == nil {
 		return nil
 	}
-	bell, err := d.Doorbell(addr, size, match)
+	wait := func() {}
+	var bell device.Doorbell
+	switch lent, ok := d.(device.EventDoorbells); {
+	case !ok:
+		bell, err = d.Doorbell(addr, size, match)
+		wait = func() { r.waitBell(bell, failed) }
+	case event >= 0:
+		bell, err = lent.DoorbellTo(event, addr, size, match)
+	default:
+		if event, err = unix.Eventfd(0, unix.EFD_CLOEXEC|unix.EFD_NONBLOCK); err != nil {
+			return err
+		}
+		if bell, err = lent.DoorbellTo(event, addr, size, match); err != nil {
+			unix.Close(event)
+		}
+		wait = func() { r.waitEvent(event, failed) }
+	}
 	if errors.Is(err, errors.ErrUnsupported) {
 		return nil
 	}
@@ -48,24 +67,54 @@ func (r *runner) listen(d device.Doorbells, addr uint64, size int, match *uint64
 		return err
 	}
 	r.mu.Lock()
-	r.bell = bell
+	r.bell, r.silent = bell, false
 	r.mu.Unlock()
-	r.wg.Go(func() {
-		var loop wakeup.Loop
-		for {
-			if err := bell.Wait(); err != nil {
-				if !errors.Is(err, os.ErrClosed) {
-					failed(err)
-				}
-				return
-			}
-			loop.Woke()
-			if r.enter() {
-				r.run()
-			}
-		}
-	})
+	r.wg.Go(wait)
 	return nil
+}
+
+// waitBell runs notifications until bell is closed.
+func (r *runner) waitBell(bell device.Doorbell, failed func(error)) {
+	for {
+		if err := bell.Wait(); err != nil {
+			if !errors.Is(err, os.ErrClosed) {
+				failed(err)
+			}
+			return
+		}
+		if r.enter() {
+			r.run()
+		}
+	}
+}
+
+// waitEvent runs notifications until the runner is silent, and closes event.
+func (r *runner) waitEvent(event int, failed func(error)) {
+	defer unix.Close(event)
+	var loop wakeup.Loop
+	var count [8]byte
+	poll := []unix.PollFd{{Fd: int32(event), Events: unix.POLLIN}}
+	for {
+		if errno := loop.Poll(poll); errno != 0 && errno != unix.EINTR {
+			failed(errno)
+			return
+		}
+		if _, err := unix.Read(event, count[:]); err != nil {
+			continue // EINTR or EAGAIN: it was not rung
+		}
+		if r.isSilent() {
+			return
+		}
+		if r.enter() {
+			r.run()
+		}
+	}
+}
+
+func (r *runner) isSilent() bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.silent
 }
 
 // unlisten gives the doorbell back and waits for its goroutine. The runner is
@@ -73,9 +122,10 @@ func (r *runner) listen(d device.Doorbells, addr uint64, size int, match *uint64
 func (r *runner) unlisten() {
 	r.mu.Lock()
 	bell := r.bell
-	r.bell = nil
+	r.bell, r.silent = nil, true
 	r.mu.Unlock()
 	if bell != nil {
+		bell.Ring() // so that waitEvent sees that it is to end
 		bell.Close()
 	}
 	r.wg.Wait()
@@ -135,6 +185,19 @@ func (r *runner) enter() bool {
 func (r *runner) run() {
 	for r.once() {
 	}
+}
+
+// drain notifies the queue once on the caller, unless it is notified elsewhere, and
+// reports whether the caller is to come back.
+func (r *runner) drain() (more bool) {
+	if !r.enter() || !r.once() {
+		return false
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.running = false
+	r.idle.Broadcast()
+	return true
 }
 
 // once notifies the device once and reports whether it has to be notified

@@ -51,14 +51,16 @@ type workload struct {
 
 // run returns requests per second.
 func (w workload) run(d time.Duration) (float64, error) {
-	bufs, err := buffers(w.depth, w.block)
+	bufs, free, err := buffers(w.depth, w.block)
 	if err != nil {
 		return 0, err
 	}
+	defer free()
 	var ctx uintptr
 	if _, _, e := unix.RawSyscall(unix.SYS_IO_SETUP, uintptr(w.depth), uintptr(unsafe.Pointer(&ctx)), 0); e != 0 {
 		return 0, fmt.Errorf("io_setup: %w", e)
 	}
+	defer unix.RawSyscall(unix.SYS_IO_DESTROY, ctx, 0, 0)
 	cbs := make([]iocb, w.depth)
 	queue := make([]*iocb, 0, w.depth)
 	events := make([]event, w.depth)

@@ -17,6 +17,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/vmkit-go/vmkit/internal/bench/turns"
 )
 
 const (
@@ -86,7 +88,7 @@ func setUp() error {
 	return nil
 }
 
-// measure takes each measurement in turn.
+// measure takes each measurement in turn, over and over.
 func measure(d time.Duration) error {
 	fd, size, err := openDisk()
 	if err != nil {
@@ -96,29 +98,41 @@ func measure(d time.Duration) error {
 		return fmt.Errorf("%s has only %d bytes", diskPath, size)
 	}
 	if d == 0 {
-		buf, err := buffers(1, 4096)
+		buf, free, err := buffers(1, 4096)
 		if err != nil {
 			return err
 		}
+		defer free()
 		_, err = unix.Pread(fd, buf[0], 0)
 		return err
 	}
-	for _, w := range []workload{
+	fmt.Println("result ready 1")
+	for i := 0; ; i++ {
+		time.Sleep(turns.Rest)
+		if err := measureNext(i, fd, size, d); err != nil {
+			return err
+		}
+	}
+}
+
+// measureNext takes the i-th measurement.
+func measureNext(i, fd int, size int64, d time.Duration) error {
+	workloads := []workload{
 		{name: "rand-1", block: 4096, depth: 1, random: true},
 		{name: "rand-32", block: 4096, depth: 32, random: true},
 		{name: "read-1m", block: 1 << 20, depth: 1},
 		{name: "write-1m", block: 1 << 20, depth: 1, write: true},
-	} {
-		w.fd, w.size = fd, size
-		rate, err := w.run(d)
-		if err != nil {
-			return fmt.Errorf("%s: %w", w.name, err)
-		}
-		if !w.random {
-			rate *= float64(w.block) / (1 << 20)
-		}
-		fmt.Printf("result %s %.2f\n", w.name, rate)
 	}
+	w := workloads[i%len(workloads)]
+	w.fd, w.size = fd, size
+	rate, err := w.run(d)
+	if err != nil {
+		return fmt.Errorf("%s: %w", w.name, err)
+	}
+	if !w.random {
+		rate *= float64(w.block) / (1 << 20)
+	}
+	fmt.Printf("result %s %.2f\n", w.name, rate)
 	return nil
 }
 
@@ -138,22 +152,22 @@ func openDisk() (fd int, size int64, err error) {
 }
 
 // buffers are n buffers for O_DIRECT, in huge pages if they are that large.
-func buffers(n, size int) ([][]byte, error) {
+func buffers(n, size int) (bufs [][]byte, free func(), err error) {
 	const huge = 2 << 20
-	b, err := unix.Mmap(-1, 0, n*size+huge, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE|unix.MAP_ANONYMOUS)
+	all, err := unix.Mmap(-1, 0, n*size+huge, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE|unix.MAP_ANONYMOUS)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
-	_ = unix.Madvise(b, unix.MADV_HUGEPAGE)
-	b = b[alignment(b, huge):]
+	_ = unix.Madvise(all, unix.MADV_HUGEPAGE)
+	b := all[alignment(all, huge):]
 	for i := range b {
 		if i%4096 == 0 {
 			b[i] = byte(i >> 12) // touch it
 		}
 	}
-	bufs := make([][]byte, n)
+	bufs = make([][]byte, n)
 	for i := range bufs {
 		bufs[i] = b[i*size : (i+1)*size : (i+1)*size]
 	}
-	return bufs, nil
+	return bufs, func() { _ = unix.Munmap(all) }, nil
 }

@@ -90,7 +90,7 @@ func run(o options, began time.Time) error {
 		cfg.Log = slog.New(slog.NewTextHandler(os.Stderr, nil))
 	}
 	if o.disk != "" {
-		image, err := disk.Open(o.disk, disk.FileConfig{})
+		image, err := disk.Open(o.disk, disk.FileConfig{NoLock: true})
 		if err != nil {
 			return err
 		}
