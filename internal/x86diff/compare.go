@@ -35,6 +35,9 @@ func (c *Case) mask(want *Outcome) mask {
 			}
 		}
 		m.cc |= f.undefCC
+		if f.invalidCC && binary.LittleEndian.Uint16(want.FX[2:])&1 != 0 {
+			m.cc |= 0x4700
+		}
 		m.approx = m.approx || f.approx
 	}
 	return m
@@ -109,10 +112,41 @@ func vectorName(v int) string {
 	return fmt.Sprintf("exception %d", v)
 }
 
+// loose reports whether two outcomes differ in nothing but which of several
+// faults comes first, where manuals leave that open.
+func (c *Case) loose(want, got *Outcome) bool {
+	for _, i := range c.Forms {
+		f := &Forms[i]
+		if f.loose && (want.Vector >= 0 || got.Vector >= 0) {
+			return true
+		}
+		// The target of a call is checked before or after the push.
+		if f.Name == "call" && want.Vector >= 0 && got.Vector >= 0 && want.Vector != got.Vector {
+			return true
+		}
+		// A page fault in an operand of many bytes, or in one of two.
+		wide := f.Group == X87 && f.alone || f.Name == "cmps"
+		if wide && want.Vector == 14 && got.Vector == 14 {
+			return true
+		}
+	}
+	v := [2]int{want.Vector, got.Vector}
+	switch {
+	case v == [2]int{17, 14}: // alignment is checked before or after paging
+		return true
+	case v == [2]int{12, 13}: // an SS override, which 64-bit code ignores, may count or not
+		return bytes.IndexByte(c.Code, 0x36) >= 0
+	}
+	return false
+}
+
 // Compare returns how got differs from want, one difference a line, or "". What
 // the forms of the case leave undefined is not compared; nor are the x87
 // instruction and data pointers.
 func Compare(c *Case, want, got *Outcome) string {
+	if c.loose(want, got) {
+		return ""
+	}
 	var b strings.Builder
 	diff := func(name string, w, g any) { fmt.Fprintf(&b, "%s: want %#x, got %#x\n", name, w, g) }
 	if want.Vector != got.Vector {
@@ -143,7 +177,8 @@ func Compare(c *Case, want, got *Outcome) string {
 		fmt.Fprintf(&b, "rflags: want %#x, got %#x: bits %#x differ\n", want.Regs.RFLAGS, got.Regs.RFLAGS, d)
 	}
 	compareFX(&b, m, &want.FX, &got.FX)
-	compareMemory(&b, want.Memory, got.Memory)
+	fx := len(c.Forms) == 1 && Forms[c.Forms[0]].Name == "fxsave"
+	compareMemory(&b, want.Memory, got.Memory, fx)
 	return b.String()
 }
 
@@ -216,10 +251,19 @@ func near32(w, g []byte) bool {
 	return true
 }
 
-func compareMemory(b *strings.Builder, want, got []Bytes) {
+// compareMemory compares what has changed. With fx it is an FXSAVE area, in which
+// MXCSR_MASK, the bits that MXCSR can have, differs between vendors.
+func compareMemory(b *strings.Builder, want, got []Bytes, fx bool) {
+	equal := func(w, g []byte) bool {
+		if fx && len(w) == len(g) {
+			w = bytes.ReplaceAll(w, []byte{0xff, 0xff, 2, 0}, []byte{0xff, 0xff, 0, 0})
+			g = bytes.ReplaceAll(g, []byte{0xff, 0xff, 2, 0}, []byte{0xff, 0xff, 0, 0})
+		}
+		return bytes.Equal(w, g)
+	}
 	same := len(want) == len(got)
 	for i := 0; same && i < len(want); i++ {
-		same = want[i].Addr == got[i].Addr && bytes.Equal(want[i].Data, got[i].Data)
+		same = want[i].Addr == got[i].Addr && equal(want[i].Data, got[i].Data)
 	}
 	if same {
 		return

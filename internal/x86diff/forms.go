@@ -65,10 +65,12 @@ func (g Groups) String() string {
 //	u=OSZAPC  flags that it leaves undefined
 //	s         ... that depend on the shift count; see Form.undefined
 //	c=0123    x87 condition codes that it leaves undefined
+//	ie        all of them, after an invalid operand
 //	rf rc     reads flags, x87 condition codes or pointers
 //	approx    its result is only an approximation (Intel SDM volume 2)
 //	fault     always faults, so there is no other outcome
 //	alone     not in sequences
+//	loose     vendors disagree on which fault comes first and where
 type Form struct {
 	Name  string
 	Group Groups
@@ -87,11 +89,13 @@ type Form struct {
 	undef     uint16
 	shift     bool
 	undefCC   uint16 // bits of FSW
+	invalidCC bool
 	readFlags bool
 	readCC    bool
 	approx    bool
 	fault     bool
 	alone     bool
+	loose     bool
 }
 
 // Forms are all forms.
@@ -185,8 +189,12 @@ func parseForm(line string) (Form, error) {
 			f.approx = true
 		case "fault":
 			f.fault = true
+		case "ie":
+			f.invalidCC = true
 		case "alone":
 			f.alone = true
+		case "loose":
+			f.loose, f.alone = true, true
 		default:
 			switch a[:2] {
 			case "u=":

@@ -78,11 +78,11 @@ movhps|0f 16 /r|
 movhps|0f 17 /r|m
 movaps|0f 28 /r|a16
 movaps|0f 29 /r|a16
-cvtpi2ps|0f 2a /r|
+cvtpi2ps|0f 2a /r|loose
 cvtsi2ss|f3 0f 2a /r|w
 movntps|0f 2b /r|m a16
-cvttps2pi|0f 2c /r|
-cvtps2pi|0f 2d /r|
+cvttps2pi|0f 2c /r|loose
+cvtps2pi|0f 2d /r|loose
 cvttss2si|f3 0f 2c /r|w
 cvtss2si|f3 0f 2d /r|w
 ucomiss|0f 2e /r|
@@ -95,8 +95,8 @@ rcpss|f3 0f 53 /r|approx
 pshufw|0f 70 /r ib|
 ldmxcsr|0f ae /2|m
 stmxcsr|0f ae /3|m
-fxsave|0f ae /0|w m a16 rc alone
-fxrstor|0f ae /1|w m a16 alone
+fxsave|0f ae /0|w m a16 rc loose
+fxrstor|0f ae /1|w m a16 loose
 cmpps|0f c2 /r ib|a16
 cmpss|f3 0f c2 /r ib|
 pinsrw|0f c4 /r ib|w
@@ -104,7 +104,7 @@ pextrw|0f c5 /r ib|r w
 shufps|0f c6 /r ib|a16
 pmovmskb|0f d7 /r|r w
 movntq|0f e7 /r|m
-maskmovq|0f f7 /r|r
+maskmovq|0f f7 /r|r loose
 bad|0f 50 /r|m fault
 bad|0f 13 /r|r fault
 bad|0f 2b /r|r fault
@@ -127,11 +127,11 @@ movhpd|66 0f 16 /r|m
 movhpd|66 0f 17 /r|m
 movapd|66 0f 28 /r|a16
 movapd|66 0f 29 /r|a16
-cvtpi2pd|66 0f 2a /r|
+cvtpi2pd|66 0f 2a /r|loose
 cvtsi2sd|f2 0f 2a /r|w
 movntpd|66 0f 2b /r|m a16
-cvttpd2pi|66 0f 2c /r|a16
-cvtpd2pi|66 0f 2d /r|a16
+cvttpd2pi|66 0f 2c /r|a16 loose
+cvtpd2pi|66 0f 2d /r|a16 loose
 cvttsd2si|f2 0f 2c /r|w
 cvtsd2si|f2 0f 2d /r|w
 ucomisd|66 0f 2e /r|
@@ -169,7 +169,7 @@ cvttpd2dq|66 0f e6 /r|a16
 cvtdq2pd|f3 0f e6 /r|
 cvtpd2dq|f2 0f e6 /r|a16
 movntdq|66 0f e7 /r|m a16
-maskmovdqu|66 0f f7 /r|r
+maskmovdqu|66 0f f7 /r|r loose
 bad|66 0f 12 /r|r fault
 bad|66 0f 17 /r|r fault
 bad|66 0f d7 /r|m fault

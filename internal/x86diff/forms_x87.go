@@ -33,8 +33,8 @@ func x87Forms() string {
 		line("f%sp|de %02x +i|%s", name, 0xc0+j*8, cc)
 	}
 	for i, name := range []string{"b", "e", "be", "u"} {
-		line("fcmov%s|da %02x +i|c=023 rf", name, 0xc0+i*8)
-		line("fcmovn%s|db %02x +i|c=023 rf", name, 0xc0+i*8)
+		line("fcmov%s|da %02x +i|c=0123 rf", name, 0xc0+i*8)
+		line("fcmovn%s|db %02x +i|c=0123 rf", name, 0xc0+i*8)
 	}
 	for i, name := range []string{"fld1", "fldl2t", "fldl2e", "fldpi", "fldlg2", "fldln2", "fldz"} {
 		line("%s|d9 %02x|c=023", name, 0xe8+i)
@@ -55,21 +55,21 @@ fabs|d9 e1|c=023
 ftst|d9 e4|
 fxam|d9 e5|
 fxtract|d9 f4|c=023
-fprem1|d9 f5|
+fprem1|d9 f5|ie
 fdecstp|d9 f6|c=023
 fincstp|d9 f7|c=023
-fprem|d9 f8|
+fprem|d9 f8|ie
 fsqrt|d9 fa|c=023
 frndint|d9 fc|c=023
 fscale|d9 fd|c=023
 f2xm1|d9 f0|c=0123 approx
 fyl2x|d9 f1|c=0123 approx
-fptan|d9 f2|c=013 approx
+fptan|d9 f2|c=013 approx ie
 fpatan|d9 f3|c=0123 approx
 fyl2xp1|d9 f9|c=0123 approx
-fsincos|d9 fb|c=013 approx
-fsin|d9 fe|c=013 approx
-fcos|d9 ff|c=013 approx
+fsincos|d9 fb|c=013 approx ie
+fsin|d9 fe|c=013 approx ie
+fcos|d9 ff|c=013 approx ie
 fucompp|da e9|
 fild|db /0|m c=023
 fisttp|db /1|m c=023
@@ -79,8 +79,8 @@ fld|db /5|m c=023
 fstp|db /7|m c=023
 fnclex|db e2|c=0123
 fninit|db e3|
-fucomi|db e8 +i|
-fcomi|db f0 +i|
+fucomi|db e8 +i|c=1
+fcomi|db f0 +i|c=1
 fld|dd /0|m c=023
 fisttp|dd /1|m c=023
 fst|dd /2|m c=023
@@ -103,8 +103,8 @@ fild|df /5|m c=023
 fbstp|df /6|m c=023
 fistp|df /7|m c=023
 fnstsw|df e0|rc
-fucomip|df e8 +i|
-fcomip|df f0 +i|
+fucomip|df e8 +i|c=1
+fcomip|df f0 +i|c=1
 bad|d9 /1|m fault
 bad|d9 d1|fault
 bad|d9 e2|fault

@@ -42,6 +42,9 @@ func (g *Generator) Forms() []int { return g.forms }
 func (g *Generator) Single(form int) Case {
 	for {
 		c := Case{Seed: g.r.Uint64(), Place: g.place(), Forms: []int{form}}
+		if Forms[form].fault {
+			c.Place &^= PlaceEdge // how much of an invalid opcode is read differs
+		}
 		in := c.Input()
 		b := builder{r: g.r, in: &in, f: &Forms[form]}
 		b.g = array(&in.Regs)
@@ -102,6 +105,9 @@ func (g *Generator) Sequence() Case {
 		}
 		flags |= f.undef
 		cc |= f.undefCC
+		if f.invalidCC {
+			cc |= 0x4700
+		}
 		if f.Group == X87 {
 			cc |= 1 // the instruction pointers
 		}

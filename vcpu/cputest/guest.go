@@ -338,6 +338,10 @@ func flat(sel uint16, dpl uint8, typ uint8) vcpu.Segment {
 func (g *guest) reset() {
 	cr3 := g.s.Control.CR3
 	g.s = vcpu.PowerUp(true)
+	g.s.XSAVE = make([]byte, 576) // as after FNINIT
+	binary.LittleEndian.PutUint16(g.s.XSAVE, 0x37f)
+	binary.LittleEndian.PutUint32(g.s.XSAVE[24:], 0x1f80)
+	g.s.XSAVE[512] = 3
 	g.s.Control.CR3 = cr3
 	g.s.Control.CR0 = 0x21 | vcpu.CR0ET // NE, PE
 	g.s.Regs.RIP, g.s.Regs.RSP = code, stack0-0x100

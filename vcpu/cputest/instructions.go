@@ -1,7 +1,6 @@
 package cputest
 
 import (
-	"encoding/binary"
 	"encoding/hex"
 	"strconv"
 	"strings"
@@ -26,10 +25,6 @@ func instructionTests() []test {
 
 func (g *guest) insn(i insn) {
 	g.Helper()
-	g.s.XSAVE = make([]byte, 576)
-	binary.LittleEndian.PutUint16(g.s.XSAVE, 0x37f)
-	binary.LittleEndian.PutUint32(g.s.XSAVE[24:], 0x1f80)
-	g.s.XSAVE[512] = 3
 	need := uint64(status)
 	for f := range strings.FieldsSeq(i.in) {
 		g.field(f, true, &need)

@@ -53,7 +53,7 @@ var modeTests = []test{
 		29 e5     sub bp,sp
 		e6 f4     out 0xf4,al
 	`))
-		g.equal("ax", g.s.Regs.RAX&0xffff, code+9)
+		g.equal("ax", g.s.Regs.RAX&0xffff, code+8)
 		g.equal("bx", g.s.Regs.RBX&0xffff, 0x1234)
 		g.equal("bp", g.s.Regs.RBP&0xffff, 0)
 	}},

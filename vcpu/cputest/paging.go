@@ -179,12 +179,6 @@ var morePaging = []test{
 		// Its own code is out of reach, too.
 		st := g.start(`90  nop`)
 		g.faults(st, vPF, pfP|pfU|pfI, 0)
-		g.long(0)
-		g.put64(pd, g.get64(pd)&^pteW|pteU)
-		st = g.start(store)
-		if st.vector != vDF && st.vector != vPF { // its stack is read-only, too
-			g.Fatalf("%+v", st)
-		}
 	}},
 	{"NX in an upper level", func(g *guest) {
 		g.put64(g.entry(large, 2), large|pteP|pteW|ptePS|pteNX)

@@ -157,11 +157,11 @@ var moreSegments = []test{
 		g.s.Regs.RAX = down | 3
 		st := g.start(`
 		8e d8              mov ds,eax
-		8b 0d 00 10 00 00  mov ecx,DWORD PTR ds:0x1000
+		8b 0d 00 a0 00 00  mov ecx,DWORD PTR ds:0xa000
 		8b 0d fc ff 00 00  mov ecx,DWORD PTR ds:0xfffc
 		8b 0d ff 0f 00 00  mov ecx,DWORD PTR ds:0xfff
 	`)
-		g.faults(st, vGP, 0, 0xd)
+		g.faults(st, vGP, 0, 0xe)
 	}},
 	{"32-bit null segment", func(g *guest) {
 		g.compat(3)
@@ -260,7 +260,7 @@ var moreSegments = []test{
 		41 0f 94 c4  sete r12b
 		0f 0b        ud2
 	`)
-		g.faults(st, vUD, 0, 0x29)
+		g.faults(st, vUD, 0, 0x26)
 		r := &g.s.Regs
 		g.equal("lar", r.RAX, g.get64(gdt+small)>>32&0xffff00)
 		g.equal("lsl", r.RCX, 0xfff)

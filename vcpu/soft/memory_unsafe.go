@@ -17,7 +17,7 @@ const (
 	pageSize = 4096
 	pageMask = ^uint64(pageSize - 1)
 
-	noTag = 1 // no address of a page
+	noTag = 1 << 11 // no address of a page, nor one with a few low bits for a misaligned operand
 )
 
 type tlbEntry struct {
