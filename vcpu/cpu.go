@@ -3,7 +3,7 @@
 // engine owns; [CPU], something that can run it; [Exit], why it stopped; and
 // [Loop], which serves exits from a bus until told to stop.
 //
-// An engine makes the CPUs of one machine (packages vcpu/kvmcpu and, later,
+// An engine makes the CPUs of one machine (packages vcpu/kvmcpu and
 // vcpu/soft):
 //
 //	eng, err := kvmcpu.New(mem, kvmcpu.Config{})

@@ -51,6 +51,7 @@ const (
 	MMIO
 )
 
+// String returns the transport's name.
 func (t Transport) String() string {
 	if t == MMIO {
 		return "mmio"

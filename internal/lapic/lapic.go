@@ -362,10 +362,13 @@ func (a *APIC) SetTPR(v uint8) {
 	a.updatePPR()
 }
 
-// NMI reports whether a non-maskable interrupt has arrived, INIT whether an
-// INIT has, SIPI whether a start-up interrupt has.
-func (a *APIC) NMI() bool  { return a.nmi }
+// NMI reports whether a non-maskable interrupt has arrived.
+func (a *APIC) NMI() bool { return a.nmi }
+
+// INIT reports whether an INIT has arrived.
 func (a *APIC) INIT() bool { return a.init }
+
+// SIPI reports whether a start-up interrupt has arrived.
 func (a *APIC) SIPI() bool { return a.sipi }
 
 // TakeNMI takes the non-maskable interrupt that has arrived, if one has.

@@ -5,8 +5,10 @@
 // leave behind compared.
 //
 //	hw, err := x86diff.NewKVM(sys)
-//	soft, err := x86diff.NewEngine(eng, mem)
-//	gen := x86diff.NewGenerator(seed, x86diff.Groups{})
+//	soft, err := x86diff.NewEngine(func(mem *memory.Memory) (vcpu.Engine, error) {
+//		return soft.New(mem, soft.Config{})
+//	})
+//	gen := x86diff.NewGenerator(seed, x86diff.V2)
 //	for range n {
 //		c := gen.Next()
 //		want, err := hw.Run(&c)
@@ -15,5 +17,7 @@
 //	}
 //
 // What an instruction leaves undefined stands with its form, in the tables, and
-// nowhere else.
+// nowhere else. [Excluded] names the forms without cases, and why. A [SystemCase] is
+// the same for what only a kernel does. testdata/corpus.txt has cases with what
+// hardware made of them, for hosts whose KVM cannot tell.
 package x86diff

@@ -6,10 +6,14 @@ import (
 	"github.com/vmkit-go/vmkit/vm/device"
 )
 
-// Line returns input gsi of the interrupt chips, 0 to 23.
+// Line returns input gsi of the interrupt chips, 0 to 23. Setting it is an error where
+// the chips have no such input or the PIT drives it. A run that is to repeat itself needs
+// its lines set where accesses are served and functions interjected, and nowhere else.
 func (e *Engine) Line(gsi int) device.Line { return e.chips.Line(gsi) }
 
-// Signal sends a message-signalled interrupt.
+// Signal sends a message-signalled interrupt (Intel SDM volume 3, section 11.11): a write
+// of data to addr. One to an address that is no interrupt's is dropped. For runs that are
+// to repeat themselves see Line.
 func (e *Engine) Signal(addr uint64, data uint32) error { return e.chips.Signal(addr, data) }
 
 // SaveChips returns the state of the interrupt chips and timers, while the machine does
@@ -20,8 +24,8 @@ func (e *Engine) SaveChips() (vcpu.ChipState, error) {
 	return s, nil
 }
 
-// LoadChips gives the interrupt chips and timers the state s, after SetState of every
-// CPU.
+// LoadChips gives the interrupt chips and timers the state s, which it checks, after
+// SetState of every CPU. The machine's clock goes on as it is: s.Clock is not used.
 func (e *Engine) LoadChips(s vcpu.ChipState) error {
 	if err := s.Validate(); err != nil {
 		return err

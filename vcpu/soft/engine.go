@@ -7,8 +7,16 @@
 //	eng, err := soft.New(mem, soft.Config{CPUs: 2})
 //	defer eng.Close()
 //	cpu, err := eng.NewCPU(0)
+//	err = cpu.SetState(&state)
 //	loop := vcpu.NewLoop(eng.Runner(), vcpu.LoopConfig{Ports: &ports, Memory: &mmio})
 //	reason, err := loop.Run(ctx)
+//
+// The CPUs take turns on the goroutine of the loop. An instruction takes 4 ns of the
+// machine's time, whichever CPU executes it.
+//
+// The CPU is one of x86-64-v2 with BMI, ADX, MOVBE, LZCNT, FSGSBASE, SMEP, SMAP and UMIP:
+// see [Supported]. It has no AVX, no hardware task switching, no virtual-8086 mode,
+// no system-management mode, no PCID and no performance counters.
 package soft
 
 import (
@@ -39,7 +47,8 @@ type Config struct {
 	// CPUs is the number of CPUs, 1 to MaxCPUs. 0 means 1.
 	CPUs int
 	// RealTime makes an idle machine wait until the host's time has caught up with
-	// its own. Otherwise idle time is skipped.
+	// its own. Otherwise idle time is skipped. How much time passes then depends on
+	// the host, and two runs are not the same.
 	RealTime bool
 }
 
@@ -243,7 +252,8 @@ func (c *CPU) Run(*vcpu.Exit) error {
 	return fmt.Errorf("soft: CPU %d runs with the others, by Engine.Runner", c.id)
 }
 
-// SetSingleStep makes the machine's Run return after each instruction of this CPU.
+// SetSingleStep makes the machine's Run return ExitDebug after each instruction of this
+// CPU. The machine must not run.
 func (c *CPU) SetSingleStep(on bool) error {
 	c.step = on
 	c.updateMode()
