@@ -40,7 +40,8 @@ type test struct {
 	run  func(g *guest)
 }
 
-// Run runs the suite.
+// Run runs the suite as subtests of t, by group and name. Each has an engine of its own,
+// and fails where that does not do what the manuals say.
 func Run(t *testing.T, cfg Config) {
 	groups := []struct {
 		name  string
