@@ -65,7 +65,7 @@ func (g Groups) String() string {
 //	u=OSZAPC  flags that it leaves undefined
 //	s         ... that depend on the shift count; see Form.undefined
 //	c=0123    x87 condition codes that it leaves undefined
-//	ie        all of them, after an invalid operand
+//	ie        all of them, after an invalid or denormal operand
 //	rf rc     reads flags, x87 condition codes or pointers
 //	approx    its result is only an approximation (Intel SDM volume 2)
 //	fault     always faults, so there is no other outcome
