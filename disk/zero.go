@@ -1,12 +1,23 @@
 package disk
 
 import (
+	"sync"
+
 	"golang.org/x/sys/unix"
 )
 
-// zeroes is what zeroing writes where the file system has nothing better. It
-// is only ever read.
-var zeroes [256 << 10]byte
+// zeroes is what zeroing writes where the file system has nothing better. The
+// kernel ends a write early where the source is not in memory, and a process
+// that is killed then leaves it at that: so whole pages, all of them there, or a
+// sector could be torn.
+var zeroes = sync.OnceValue(func() []byte {
+	const n = 256 << 10
+	p, err := unix.Mmap(-1, 0, n, unix.PROT_READ, unix.MAP_PRIVATE|unix.MAP_ANONYMOUS|unix.MAP_POPULATE)
+	if err != nil {
+		p = make([]byte, n)
+	}
+	return p
+})
 
 // Discard implements [Backend] by punching a hole, or BLKDISCARD on a block
 // device. Where neither exists it does nothing.
@@ -88,6 +99,7 @@ func (f *File) writeZeroes(off, n int64, mayUnmap bool) error {
 // plainZeroes writes n zeroes.
 func (f *File) plainZeroes(off, n int64) error {
 	var bufs [4][]byte
+	zeroes := zeroes()
 	for n > 0 {
 		k := n
 		for i := range bufs {

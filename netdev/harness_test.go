@@ -104,6 +104,7 @@ func newGuest(t testing.TB, ep Endpoint, cfg Config, direct bool) *guest {
 	require.NoError(t, dev.Attach(&virtio.Host{
 		Name: "net0", Memory: m, Inbox: g.box, Log: slog.New(slog.DiscardHandler),
 		ConfigChanged: func() { g.conf.Add(1) },
+		Drain:         func(q int) bool { dev.Notify(q); return false },
 	}))
 	g.irqs = make([]atomic.Int32, len(dev.QueueSizes()))
 	t.Cleanup(func() {
@@ -216,6 +217,13 @@ func (g *guest) mustRecv(q int) (h Header, frame []byte) {
 // send offers one frame in two buffers and notifies.
 func (g *guest) send(q int, h Header, frame []byte) {
 	g.t.Helper()
+	g.queueFrame(q, h, frame)
+	g.notify(q)
+}
+
+// queueFrame offers one frame in two buffers.
+func (g *guest) queueFrame(q int, h Header, frame []byte) {
+	g.t.Helper()
 	p := make([]byte, HeaderLen+len(frame))
 	h.put(p)
 	copy(p[HeaderLen:], frame)
@@ -232,7 +240,6 @@ func (g *guest) send(q int, h Header, frame []byte) {
 	}
 	_, err := g.rings[q].Add(bufs...)
 	require.NoError(g.t, err)
-	g.notify(q)
 }
 
 // command sends a control command and returns the answer.

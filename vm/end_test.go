@@ -20,12 +20,23 @@ func out16(port, v uint16) []byte {
 	return []byte{0x66, 0xba, byte(port), byte(port >> 8), 0x66, 0xb8, byte(v), byte(v >> 8), 0x66, 0xef}
 }
 
+// onEngines runs a test on the engine in software, and on KVM where that can run
+// a kernel.
+func onEngines(t *testing.T, f func(t *testing.T, engine string)) {
+	t.Run(vm.EngineSoft, func(t *testing.T) { f(t, vm.EngineSoft) })
+	t.Run(vm.EngineKVM, func(t *testing.T) {
+		kvmtest.NeedNative(t, kvmtest.Open(t))
+		f(t, vm.EngineKVM)
+	})
+}
+
 // spin is a jump to itself.
 var spin = []byte{0xeb, 0xfe}
 
 // Every way in which a guest can end is told apart.
-func TestEnds(t *testing.T) {
-	kvmtest.NeedNative(t, kvmtest.Open(t))
+func TestEnds(t *testing.T) { onEngines(t, testEnds) }
+
+func testEnds(t *testing.T, engine string) {
 	for _, tt := range []struct {
 		name string
 		code []byte
@@ -38,7 +49,7 @@ func TestEnds(t *testing.T) {
 		{"triple fault", []byte{0x0f, 0x0b}, vm.ErrTripleFault}, // ud2 without an IDT
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			m, err := vm.New(vm.Config{Memory: 16 << 20, Boot: flat{code: append(tt.code, spin...)}})
+			m, err := vm.New(vm.Config{Engine: engine, Memory: 16 << 20, Boot: flat{code: append(tt.code, spin...)}})
 			require.NoError(t, err)
 			defer m.Close()
 			err = m.Run(t.Context())
@@ -68,15 +79,16 @@ func runUntil(t *testing.T, m *vm.Machine, cond func() bool) {
 }
 
 // A run that its context ends leaves the machine paused, and it can go on.
-func TestRunAgain(t *testing.T) {
-	kvmtest.NeedNative(t, kvmtest.Open(t))
+func TestRunAgain(t *testing.T) { onEngines(t, testRunAgain) }
+
+func testRunAgain(t *testing.T, engine string) {
 	// 1: inc qword [0x9000]; cmp byte [0x9008], 0; je 1b; power off
 	code := []byte{
 		0x48, 0xff, 0x04, 0x25, 0x00, 0x90, 0, 0,
 		0x80, 0x3c, 0x25, 0x08, 0x90, 0, 0, 0,
 		0x74, 0xee,
 	}
-	m, err := vm.New(vm.Config{CPUs: 2, Memory: 16 << 20, Boot: flat{code: append(code, out16(0x604, 1<<13|5<<10)...)}})
+	m, err := vm.New(vm.Config{Engine: engine, CPUs: 2, Memory: 16 << 20, Boot: flat{code: append(code, out16(0x604, 1<<13|5<<10)...)}})
 	require.NoError(t, err)
 	defer m.Close()
 	counter := func() uint64 {
@@ -110,11 +122,12 @@ func TestRunAgain(t *testing.T) {
 
 // A guest that prints more than anybody reads is held up, but can be paused
 // and closed.
-func TestSlowSerial(t *testing.T) {
-	kvmtest.NeedNative(t, kvmtest.Open(t))
+func TestSlowSerial(t *testing.T) { onEngines(t, testSlowSerial) }
+
+func testSlowSerial(t *testing.T, engine string) {
 	release := make(chan struct{})
 	code := append(out8(0x3f8, 'x'), 0xeb, 0xfe-7) // for ever
-	m, err := vm.New(vm.Config{Memory: 16 << 20, Boot: flat{code: code}, Serial: vm.Serial{Out: blockedWriter(release)}})
+	m, err := vm.New(vm.Config{Engine: engine, Memory: 16 << 20, Boot: flat{code: code}, Serial: vm.Serial{Out: blockedWriter(release)}})
 	require.NoError(t, err)
 	for range 2 { // a blocked guest shows in nothing but time
 		ctx, cancel := context.WithTimeout(t.Context(), 300*time.Millisecond)

@@ -14,7 +14,6 @@ import (
 
 	"github.com/stretchr/testify/require"
 
-	"github.com/vmkit-go/vmkit/internal/kvmtest"
 	"github.com/vmkit-go/vmkit/vm"
 	"github.com/vmkit-go/vmkit/vm/virtio"
 )
@@ -32,15 +31,15 @@ func counting() flat {
 }
 
 // rngConfig is a machine with one device.
-func rngConfig(t testing.TB, cpus int) vm.Config {
+func rngConfig(t testing.TB, engine string, cpus int) vm.Config {
 	rng, err := virtio.NewRNG(virtio.RNGConfig{})
 	require.NoError(t, err)
-	return vm.Config{CPUs: cpus, Memory: 16 << 20, Devices: []virtio.Device{rng}}
+	return vm.Config{Engine: engine, CPUs: cpus, Memory: 16 << 20, Devices: []virtio.Device{rng}}
 }
 
 // saved returns a saved counting machine and its count.
-func saved(t *testing.T, cpus int) ([]byte, uint64) {
-	cfg := rngConfig(t, cpus)
+func saved(t *testing.T, engine string, cpus int) ([]byte, uint64) {
+	cfg := rngConfig(t, engine, cpus)
 	cfg.Boot = counting()
 	m, err := vm.New(cfg)
 	require.NoError(t, err)
@@ -58,11 +57,12 @@ func count(t testing.TB, m *vm.Machine) uint64 {
 	return n
 }
 
-func TestSaveLoad(t *testing.T) {
-	kvmtest.NeedNative(t, kvmtest.Open(t))
+func TestSaveLoad(t *testing.T) { onEngines(t, testSaveLoad) }
+
+func testSaveLoad(t *testing.T, engine string) {
 	for _, cpus := range []int{1, 2} {
-		stream, before := saved(t, cpus)
-		m, err := vm.Load(rngConfig(t, cpus), bytes.NewReader(stream))
+		stream, before := saved(t, engine, cpus)
+		m, err := vm.Load(rngConfig(t, engine, cpus), bytes.NewReader(stream))
 		require.NoError(t, err)
 		require.Equal(t, before, count(t, m))
 
@@ -78,9 +78,10 @@ func TestSaveLoad(t *testing.T) {
 	}
 }
 
-func TestSaveWhileRunning(t *testing.T) {
-	kvmtest.NeedNative(t, kvmtest.Open(t))
-	cfg := rngConfig(t, 2)
+func TestSaveWhileRunning(t *testing.T) { onEngines(t, testSaveWhileRunning) }
+
+func testSaveWhileRunning(t *testing.T, engine string) {
+	cfg := rngConfig(t, engine, 2)
 	cfg.Boot = counting()
 	m, err := vm.New(cfg)
 	require.NoError(t, err)
@@ -93,7 +94,7 @@ func TestSaveWhileRunning(t *testing.T) {
 	}
 	require.NoError(t, m.Memory().PutUint8(0x9008, 1))
 	require.NoError(t, <-done)
-	l, err := vm.LoadFile(rngConfig(t, 2), name)
+	l, err := vm.LoadFile(rngConfig(t, engine, 2), name)
 	require.NoError(t, err)
 	require.NoError(t, l.Close())
 
@@ -109,9 +110,10 @@ func (failingWriter) Write([]byte) (int, error) { return 0, errFull }
 
 // Whatever is wrong with a stream is one error that wraps ErrBadState, and
 // nothing of the machine stays behind.
-func TestLoadDamaged(t *testing.T) {
-	kvmtest.NeedNative(t, kvmtest.Open(t))
-	stream, _ := saved(t, 1)
+func TestLoadDamaged(t *testing.T) { onEngines(t, testLoadDamaged) }
+
+func testLoadDamaged(t *testing.T, engine string) {
+	stream, _ := saved(t, engine, 1)
 	load := func(cfg vm.Config, b []byte) error {
 		m, err := vm.Load(cfg, bytes.NewReader(b))
 		if err == nil {
@@ -121,36 +123,37 @@ func TestLoadDamaged(t *testing.T) {
 	}
 	fds := openFiles(t)
 	for _, n := range []int{0, 5, 16, 20, 30, 200, len(stream) / 2, len(stream) - 21, len(stream) - 1} {
-		require.ErrorIs(t, load(rngConfig(t, 1), stream[:n]), vm.ErrBadState, "cut to %d", n)
+		require.ErrorIs(t, load(rngConfig(t, engine, 1), stream[:n]), vm.ErrBadState, "cut to %d", n)
 	}
 	for _, at := range []int{0, 16, 20, 24, 40, len(stream) / 3, len(stream) - 3} {
 		bad := bytes.Clone(stream)
 		bad[at] ^= 0x40
-		require.ErrorIs(t, load(rngConfig(t, 1), bad), vm.ErrBadState, "flipped at %d", at)
+		require.ErrorIs(t, load(rngConfig(t, engine, 1), bad), vm.ErrBadState, "flipped at %d", at)
 	}
-	require.ErrorContains(t, load(rngConfig(t, 2), stream), "CPUs")
-	cfg := rngConfig(t, 1)
+	require.ErrorContains(t, load(rngConfig(t, engine, 2), stream), "CPUs")
+	cfg := rngConfig(t, engine, 1)
 	cfg.Memory *= 2
 	require.ErrorContains(t, load(cfg, stream), "memory")
-	cfg = rngConfig(t, 1)
+	cfg = rngConfig(t, engine, 1)
 	cfg.Transport = vm.MMIO
 	require.ErrorContains(t, load(cfg, stream), "transport")
-	cfg = rngConfig(t, 1)
-	cfg.Devices = append(cfg.Devices, rngConfig(t, 1).Devices...)
+	cfg = rngConfig(t, engine, 1)
+	cfg.Devices = append(cfg.Devices, rngConfig(t, engine, 1).Devices...)
 	require.ErrorContains(t, load(cfg, stream), "devices")
 	require.Equal(t, fds, openFiles(t), "file descriptors leaked")
 }
 
 // Every byte of every JSON record altered, with a valid checksum: Load may
 // refuse or accept it, but must not panic or leave anything behind.
-func TestLoadHostile(t *testing.T) {
-	kvmtest.NeedNative(t, kvmtest.Open(t))
-	stream, _ := saved(t, 1)
+func TestLoadHostile(t *testing.T) { onEngines(t, testLoadHostile) }
+
+func testLoadHostile(t *testing.T, engine string) {
+	stream, _ := saved(t, engine, 1)
 	fds := openFiles(t)
 	for i := range 100 {
 		bad := bytes.Clone(stream)
 		mutate(bad, uint32(i)*2654435761)
-		m, err := vm.Load(rngConfig(t, 1), bytes.NewReader(bad))
+		m, err := vm.Load(rngConfig(t, engine, 1), bytes.NewReader(bad))
 		if err != nil {
 			continue
 		}

@@ -171,6 +171,23 @@ func TestDoorbell(t *testing.T) {
 	if e := m.expect(vcpu.ExitMMIO); e.Data[0] != 1 {
 		t.Errorf("the address is not free: %+v", e)
 	}
+	// An eventfd of the caller's counts rings and writes, and stays open.
+	event, err := unix.Eventfd(0, unix.EFD_NONBLOCK|unix.EFD_CLOEXEC)
+	must(t, err)
+	defer unix.Close(event)
+	d3, err := m.eng.DoorbellTo(event, 0xd0000050, 4, &one)
+	must(t, err)
+	write(1)
+	write(3)
+	if e := m.expect(vcpu.ExitMMIO); e.Data[0] != 3 {
+		t.Errorf("a value that no doorbell claims: %+v", e)
+	}
+	d3.Ring()
+	must(t, d3.Close())
+	count := make([]byte, 8)
+	if _, err := unix.Read(event, count); err != nil || count[0] != 2 {
+		t.Errorf("a write and a ring: %v, %v", count, err)
+	}
 	if n := testing.AllocsPerRun(100, func() {
 		d2.Ring()
 		if err := d2.Wait(); err != nil {

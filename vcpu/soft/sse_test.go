@@ -501,6 +501,42 @@ func TestVectorLegacyMode(t *testing.T) {
 	expectFault(t, c, []byte{0x66, 0x0f, 0x6f, 0x56, 0x11}, excGP)
 }
 
+// TestVectorAddressSize has the address cut to 32 bits, in each kind of access.
+func TestVectorAddressSize(t *testing.T) {
+	c := newVectorCPU(t)
+	mem := c.e.page(vectorMem).bytes
+	c.xmm[1], c.xmm[2] = xmm{0x1111111111111111, 0x2222222222222222}, xmm{0x80, 0}
+	c.r[regR9], c.r[regRDI] = 0xabcd00000000|vectorMem, 0xabcd00000000|vectorMem
+	for _, tt := range []struct {
+		insn []byte
+		want uint64 // stored
+	}{
+		{[]byte{0x67, 0x66, 0x0f, 0xf7, 0xca}, 0x11},               // MASKMOVDQU
+		{[]byte{0x67, 0x41, 0x0f, 0x11, 0x09}, 0x1111111111111111}, // MOVUPS
+		{[]byte{0x67, 0x41, 0x0f, 0x17, 0x09}, 0x2222222222222222}, // MOVHPS
+		{[]byte{0x67, 0x66, 0x41, 0x0f, 0x3a, 0x15, 0x09, 7}, 0x2222},
+		{[]byte{0x67, 0x41, 0x0f, 0xae, 0x19}, 0x1f80},           // STMXCSR
+		{[]byte{0x67, 0x41, 0x0f, 0xae, 0x39}, 0},                // CLFLUSH
+		{[]byte{0x67, 0x41, 0x0f, 0xc3, 0x11}, 0x12345678},       // MOVNTI
+		{[]byte{0x67, 0x41, 0x0f, 0x7e, 0x09}, 0xfedcba98},       // MOVD of MM1
+		{[]byte{0x67, 0x66, 0x41, 0x0f, 0xef, 0x09}, 0},          // PXOR
+		{[]byte{0x67, 0x66, 0x41, 0x0f, 0x3a, 0x20, 0x09, 1}, 0}, // PINSRB
+	} {
+		clear(mem)
+		c.r[regRDX], c.fpu.mm[1] = 0x12345678, 0xfedcba98
+		expectDone(t, c, tt.insn)
+		if got := binary.LittleEndian.Uint64(mem); got != tt.want {
+			t.Errorf("% x: stored %#x, want %#x", tt.insn, got, tt.want)
+		}
+	}
+	// LDMXCSR, from what lies there.
+	binary.LittleEndian.PutUint32(mem, 0x9f80)
+	expectDone(t, c, []byte{0x67, 0x41, 0x0f, 0xae, 0x11})
+	if c.mxcsr != 0x9f80 {
+		t.Errorf("MXCSR is %#x", c.mxcsr)
+	}
+}
+
 // TestVectorHighRegisters uses XMM8 to XMM15 in each place.
 func TestVectorHighRegisters(t *testing.T) {
 	c := newVectorCPU(t)

@@ -36,14 +36,10 @@ func pick(mask, a, b uint64) uint64 { return b ^ (a^b)&mask }
 
 // The operations of integers, by half of a register.
 
-func padd8(a, b uint64) uint64  { return addLanes(a, b, high8) }
 func padd16(a, b uint64) uint64 { return addLanes(a, b, high16) }
 func padd32(a, b uint64) uint64 { return addLanes(a, b, high32) }
-func padd64(a, b uint64) uint64 { return a + b }
-func psub8(a, b uint64) uint64  { return subLanes(a, b, high8) }
 func psub16(a, b uint64) uint64 { return subLanes(a, b, high16) }
 func psub32(a, b uint64) uint64 { return subLanes(a, b, high32) }
-func psub64(a, b uint64) uint64 { return a - b }
 
 func paddus(a, b, h uint64, n uint) uint64 {
 	s := addLanes(a, b, h)
@@ -67,23 +63,19 @@ func psubs(a, b, h uint64, n uint) uint64 {
 
 func paddus8(a, b uint64) uint64  { return paddus(a, b, high8, 7) }
 func paddus16(a, b uint64) uint64 { return paddus(a, b, high16, 15) }
-func psubus8(a, b uint64) uint64  { return psubus(a, b, high8, 7) }
 func psubus16(a, b uint64) uint64 { return psubus(a, b, high16, 15) }
 func padds8(a, b uint64) uint64   { return padds(a, b, high8, 7) }
 func padds16(a, b uint64) uint64  { return padds(a, b, high16, 15) }
 func psubs8(a, b uint64) uint64   { return psubs(a, b, high8, 7) }
 func psubs16(a, b uint64) uint64  { return psubs(a, b, high16, 15) }
 
-func pcmpeq8(a, b uint64) uint64  { return equalLanes(a, b, high8, 7) }
 func pcmpeq16(a, b uint64) uint64 { return equalLanes(a, b, high16, 15) }
-func pcmpeq32(a, b uint64) uint64 { return equalLanes(a, b, high32, 31) }
 func pcmpeq64(a, b uint64) uint64 { return -bit(a == b) }
 func pcmpgt8(a, b uint64) uint64  { return below(b^high8, a^high8, high8, 7) }
 func pcmpgt16(a, b uint64) uint64 { return below(b^high16, a^high16, high16, 15) }
 func pcmpgt32(a, b uint64) uint64 { return below(b^high32, a^high32, high32, 31) }
 func pcmpgt64(a, b uint64) uint64 { return -bit(int64(a) > int64(b)) }
 
-func pminu8(a, b uint64) uint64  { return pick(below(a, b, high8, 7), a, b) }
 func pminu16(a, b uint64) uint64 { return pick(below(a, b, high16, 15), a, b) }
 func pminu32(a, b uint64) uint64 { return pick(below(a, b, high32, 31), a, b) }
 func pmaxu8(a, b uint64) uint64  { return pick(below(a, b, high8, 7), b, a) }

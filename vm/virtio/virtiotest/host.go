@@ -6,6 +6,8 @@ import (
 	"os"
 	"sync"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/vmkit-go/vmkit/vm/device"
 )
 
@@ -179,12 +181,24 @@ type bellKey struct {
 type bell struct {
 	d      *doorbells
 	key    bellKey
+	event  int // an eventfd instead of c, or -1
 	c      chan struct{}
 	closed chan struct{}
 	once   sync.Once
 }
 
 func (d *doorbells) Doorbell(addr uint64, size int, match *uint64) (device.Doorbell, error) {
+	return d.claim(-1, addr, size, match)
+}
+
+// eventDoorbells are doorbells that can ring eventfds.
+type eventDoorbells struct{ *doorbells }
+
+func (d eventDoorbells) DoorbellTo(event int, addr uint64, size int, match *uint64) (device.Doorbell, error) {
+	return d.claim(event, addr, size, match)
+}
+
+func (d *doorbells) claim(event int, addr uint64, size int, match *uint64) (device.Doorbell, error) {
 	k := bellKey{addr: addr, size: size, any: match == nil}
 	if match != nil {
 		k.value = *match
@@ -197,7 +211,7 @@ func (d *doorbells) Doorbell(addr uint64, size int, match *uint64) (device.Doorb
 	if d.m == nil {
 		d.m = make(map[bellKey]*bell)
 	}
-	b := &bell{d: d, key: k, c: make(chan struct{}, 1), closed: make(chan struct{})}
+	b := &bell{d: d, key: k, event: event, c: make(chan struct{}, 1), closed: make(chan struct{})}
 	d.m[k] = b
 	return b, nil
 }
@@ -240,6 +254,14 @@ func (b *bell) Wait() error {
 }
 
 func (b *bell) Ring() {
+	if b.event >= 0 {
+		b.d.mu.Lock()
+		defer b.d.mu.Unlock()
+		if b.d.m[b.key] == b { // not closed, and so event is not either
+			_, _ = unix.Write(b.event, []byte{1, 0, 0, 0, 0, 0, 0, 0})
+		}
+		return
+	}
 	select {
 	case b.c <- struct{}{}:
 	default:

@@ -122,6 +122,9 @@ func (m *Machine) attach(dev virtio.Device) error {
 	var bells device.Doorbells
 	if m.cfg.Doorbells {
 		bells = &m.bells
+		if m.cfg.PCI { // both kinds in every test of both transports
+			bells = eventDoorbells{&m.bells}
+		}
 	}
 	if m.cfg.PCI {
 		cfg := virtio.PCIConfig{Host: host, Bus: &m.Bus, BAR: BARBase, MSI: &m.Interrupts, Doorbells: bells}
