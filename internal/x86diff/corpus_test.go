@@ -142,7 +142,7 @@ func TestCorpusFormat(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if d := cmp.Diff(want, got); d != "" {
+	if d := cmp.Diff(want, got, cmp.AllowUnexported(Outcome{})); d != "" {
 		t.Fatal(d)
 	}
 	for i := range text {

@@ -299,7 +299,7 @@ ret|c2 iw|q alone
 ret|c3|q alone
 mov|c6 /0 ib|b
 mov|c7 /0 iz|v
-enter|c8 iw ib|q
+enter|c8 iw ib|q loose
 leave|c9|q
 xlat|d7|b
 loopne|e0 rel8|rf
