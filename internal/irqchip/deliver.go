@@ -59,7 +59,7 @@ func (c *Chips) deliver(from *lapic.APIC, m *lapic.Message) bool {
 		c.touch(from.Index())
 		return from.Accept(*m)
 	}
-	all := m.Logical == false && m.ToAll()
+	all := !m.Logical && m.ToAll()
 	if (m.Mode == lapic.LowestPriority || m.Hint) && m.Shorthand == lapic.NoShorthand && !all {
 		return c.deliverLowest(m)
 	}

@@ -8,10 +8,6 @@ import (
 // maxCode is the most bytes that a case has.
 const maxCode = 160
 
-// maxInstruction is the length from which an instruction faults (Intel SDM
-// volume 2, section 2.3.11).
-const maxInstruction = 15
-
 // Generator makes cases. The same seed and forms give the same cases.
 type Generator struct {
 	r     *rand.Rand

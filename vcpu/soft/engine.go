@@ -166,8 +166,7 @@ func (e *Engine) setCPUID(cfg Config) (err error) {
 		}
 		e.cpuid = slices.Clone(cfg.CPUID)
 	}
-	bits := min(e.cpuid.PhysicalBits(), 52)
-	e.reservedPTE = pteAddr &^ (1<<bits - 1)
+	e.reservedPTE = reservedBits(min(e.cpuid.PhysicalBits(), 52))
 	if l, ok := e.cpuid.Get(0x80000001, 0); ok {
 		e.huge = l.EDX>>26&1 != 0
 	}

@@ -488,10 +488,3 @@ func (c *CPU) loadFlags(v uint64, size uint8, mask uint64) {
 
 func (c *CPU) iopl() uint8 { return uint8(c.flags >> 12 & 3) }
 
-// lowerGroup5Far is the part of opcode FF that is far.
-func lowerGroup5Far(l *lowerer) bool {
-	if r := l.in.Reg & 7; r != 3 && r != 5 {
-		return false
-	}
-	return lowerFarIndirect(l)
-}

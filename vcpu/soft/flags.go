@@ -82,11 +82,6 @@ func (c *CPU) arith() uint64 {
 // setArith sets all arithmetic flags at once.
 func (c *CPU) setArith(f uint64) { c.fl, c.lazy = f&flagArith, lazyNone }
 
-// setLogic sets the flags of a logical operation: CF, OF and AF are clear.
-func (c *CPU) setLogic(r uint64, size uint8) {
-	c.lazy, c.lr = lazyLogic+lazyOp(sizeLog(size)), r
-}
-
 // carry is CF.
 func (c *CPU) carry() uint64 {
 	switch c.lazy &^ 3 {

@@ -200,16 +200,6 @@ func (l *lowerer) end() {
 	l.local[1] = l.within(int64(l.off) + int64(l.in.Len))
 }
 
-// stopAfter ends the block after the instruction, with a look at interrupts.
-func (l *lowerer) stopAfter() {
-	l.terminate((*CPU).stopHere)
-}
-
-func (c *CPU) stopHere(u *uop) stop {
-	c.rip = c.nextRIP(u)
-	return event
-}
-
 // within reports whether an offset from the block's first byte lies in its page.
 func (l *lowerer) within(off int64) bool {
 	at := int64(l.start) + off

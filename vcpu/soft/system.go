@@ -34,8 +34,8 @@ func last(f func(*CPU, *uop) stop) lowering {
 	return func(l *lowerer) bool { l.terminate(f); return true }
 }
 
-// registerSystem enters the system instructions. Opcode FF, 0F 0D and those that other
-// files share call lowerGroup5Far and the like themselves.
+// registerSystem enters the system instructions, except for those that share an opcode
+// with others.
 func registerSystem() {
 	for op, f := range map[byte]lowering{
 		0x06: lowerPushSegment, 0x0e: lowerPushSegment, 0x16: lowerPushSegment, 0x1e: lowerPushSegment,
