@@ -53,6 +53,7 @@ var emulator = map[string]string{
 	"float/stack overflow and underflow":                                   "QEMU has no x87 stack faults",
 	"float/MMX shares the x87 registers":                                   "QEMU leaves the exponents",
 	"code/a store to the next instruction":                                 "QEMU goes on with what it has translated",
+	"modes/real mode exceptions push no error code":                        "QEMU checks no limits",
 	"modes/32-bit interrupt from CPL 3 by the TSS":                         "QEMU aborts: a busy TSS from VMRUN is none to it",
 	"modes/32-bit iret to CPL 3 and back":                                  "as above",
 }
