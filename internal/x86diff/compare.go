@@ -38,7 +38,9 @@ func (c *Case) mask(want *Outcome) mask {
 		if f.invalidCC && binary.LittleEndian.Uint16(want.FX[2:])&0x83 != 0 { // IE, DE, ES
 			m.cc |= 0x4700
 		}
-		if f.invalidCC && len(c.Forms) == 1 {
+		if f.invalidCC && len(c.Forms) > 1 {
+			m.cc |= 0x4700
+		} else if f.invalidCC {
 			// Vendors disagree on the bits of a quotient of 0.
 			if in := c.Input(); bytes.Equal(in.FX[32:42], want.FX[32:42]) {
 				m.cc |= 0x4300

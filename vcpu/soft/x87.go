@@ -550,6 +550,7 @@ func (c *CPU) transcendental(e *float.X87, k uint8, x, y float.F80, ok, empty bo
 	case 1, 3, 9:
 		pops = true
 	}
+	under := empty
 	if pushes && !c.fpu.empty(7) {
 		e.SW |= float.IE | x87SF
 		if !empty { // else it is an underflow
@@ -600,6 +601,9 @@ func (c *CPU) transcendental(e *float.X87, k uint8, x, y float.F80, ok, empty bo
 	case pushes:
 		c.fpu.put(0, r)
 		c.x87Load(e, second)
+		if under {
+			e.SW &^= float.C1
+		}
 	default:
 		c.fpu.put(0, r)
 	}
