@@ -65,7 +65,7 @@ func (g Groups) String() string {
 //	u=OSZAPC  flags that it leaves undefined
 //	s         ... that depend on the shift count; see Form.undefined
 //	c=0123    x87 condition codes that it leaves undefined
-//	ie        all of them, after an invalid operand
+//	ie        all of them, after an invalid or denormal operand
 //	rf rc     reads flags, x87 condition codes or pointers
 //	approx    its result is only an approximation (Intel SDM volume 2)
 //	fault     always faults, so there is no other outcome
@@ -299,7 +299,7 @@ ret|c2 iw|q alone
 ret|c3|q alone
 mov|c6 /0 ib|b
 mov|c7 /0 iz|v
-enter|c8 iw ib|q
+enter|c8 iw ib|q loose
 leave|c9|q
 xlat|d7|b
 loopne|e0 rel8|rf

@@ -221,7 +221,7 @@ func (b *builder) instruction(c *Case) ([]byte, bool) {
 		pre = append(pre, b.seg)
 	}
 	lockable := f.lock && mem
-	if lockable && b.one(4) || !lockable && !f.vex && b.one(64) && f.op[0] != 0xf0 {
+	if lockable && b.one(4) || !lockable && !f.vex && !b.sequence && b.one(64) && f.op[0] != 0xf0 {
 		pre = append(pre, 0xf0) // elsewhere it faults
 	}
 	if f.rep && b.one(2) {

@@ -107,6 +107,9 @@ func (g *guest) changes(out *Outcome) error {
 // doubtful reports whether a #UD is out of place: there is no reason for it in the
 // forms.
 func doubtful(c *Case, out *Outcome) bool {
+	if out.Vector == 14 && out.ErrorCode&8 != 0 {
+		return true // no entry has a reserved bit
+	}
 	if len(c.Forms) == 1 && out.Vector != 6 && locked(c.Code) && !Forms[c.Forms[0]].lock {
 		return true // the emulator does not mind LOCK
 	}

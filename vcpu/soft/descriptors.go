@@ -22,6 +22,9 @@ func lowerGroup6(l *lowerer) bool {
 		return true
 	}
 	from := in.RM
+	if op == 2 || op == 3 { // before the operand is looked at
+		l.call((*CPU).systemOnly)
+	}
 	if in.Mem {
 		l.load(regT0, 2, l.mem())
 		from = regT0
@@ -87,13 +90,15 @@ func (c *CPU) systemSegment(sel uint16, kinds ...uint8) (seg vcpu.Segment, d, at
 	return seg, d, at, next
 }
 
-func (c *CPU) lldt(u *uop) stop {
+// systemOnly raises #UD outside protected mode and #GP(0) unless CPL is 0.
+func (c *CPU) systemOnly(*uop) stop {
 	if !c.protected() {
 		return c.raise(excUD)
 	}
-	if c.cpl != 0 {
-		return c.gp()
-	}
+	return c.privileged()
+}
+
+func (c *CPU) lldt(u *uop) stop {
 	sel := uint16(c.r[u.s&31])
 	if null(sel) {
 		c.ldtr = vcpu.Segment{Selector: sel, Unusable: true}
@@ -107,12 +112,6 @@ func (c *CPU) lldt(u *uop) stop {
 }
 
 func (c *CPU) ltr(u *uop) stop {
-	if !c.protected() {
-		return c.raise(excUD)
-	}
-	if c.cpl != 0 {
-		return c.gp()
-	}
 	sel := uint16(c.r[u.s&31])
 	if null(sel) {
 		return c.gp()

@@ -44,10 +44,18 @@ func lowerBitTest(l *lowerer) bool {
 		return true
 	}
 	// The bit may lie anywhere: the register counts bits from the operand on.
-	o := l.mem()
-	u := l.call((*CPU).bitAddress).at(o)
-	u.s, u.size, u.d = in.Reg, size, regEA
-	u.cc = uint8(bit(l.long()))
+	var o operand
+	if l.long() && in.AddrSize == 4 { // cut to 32 bits once the bit is found
+		l.offset(regEA)
+		o = operand{b: regEA, x: regZero, seg: regZero, ss: in.SegOr() == segSS}
+		u := l.call((*CPU).bitAddress32).at(o)
+		u.s, u.size, u.d, u.cc = in.Reg, size, regEA, in.SegOr()
+	} else {
+		o = l.mem()
+		u := l.call((*CPU).bitAddress).at(o)
+		u.s, u.size, u.d = in.Reg, size, regEA
+		u.cc = uint8(bit(l.long()))
+	}
 	o = operand{b: regEA, x: regZero, seg: regZero, ss: o.ss}
 	if op == 0 {
 		l.load(regT0, size, o)
@@ -64,6 +72,17 @@ func (c *CPU) bitAddress(u *uop) stop {
 	n := int64(signExtend(c.r[u.s&31], u.size))
 	lin := c.addr(u) + uint64(n>>(3+sizeLog(u.size)))*uint64(u.size)
 	c.r[u.d&31] = c.wrap(lin)
+	return next
+}
+
+// bitAddress32 is bitAddress in 64-bit code with 32-bit addresses.
+func (c *CPU) bitAddress32(u *uop) stop {
+	n := int64(signExtend(c.r[u.s&31], u.size))
+	lin := uint64(uint32(c.r[u.b&31] + uint64(n>>(3+sizeLog(u.size)))*uint64(u.size)))
+	if u.cc >= segFS {
+		lin = c.wrap(lin + c.seg[u.cc].Base)
+	}
+	c.r[u.d&31] = lin
 	return next
 }
 

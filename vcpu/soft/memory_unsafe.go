@@ -60,9 +60,17 @@ func (c *CPU) hostW(lin, low uint64) unsafe.Pointer {
 func (c *CPU) read(u *uop, lin uint64, size uint8) (uint64, stop) {
 	c.asker = u
 	if c.aligned && lin&uint64(size-1) != 0 {
-		return 0, c.raiseCode(excAC, 0)
+		return 0, c.misaligned(u, lin, size)
 	}
 	return c.readIn(c.space, u.ss, lin, size)
+}
+
+// misaligned raises #AC, but #GP or #SS for an address that is not canonical.
+func (c *CPU) misaligned(u *uop, lin uint64, size uint8) stop {
+	if !c.canonicalPair(lin, size) {
+		return c.notCanonical(u.ss)
+	}
+	return c.raiseCode(excAC, 0)
 }
 
 // readIn reads in a space. ss says that the operand is on the stack.
@@ -106,7 +114,7 @@ func (c *CPU) readAcross(sp space, ss bool, lin uint64, size uint8) (uint64, sto
 func (c *CPU) write(u *uop, lin uint64, size uint8, v uint64) stop {
 	c.asker = u
 	if c.aligned && lin&uint64(size-1) != 0 {
-		return c.raiseCode(excAC, 0)
+		return c.misaligned(u, lin, size)
 	}
 	return c.writeIn(c.space, u.ss, lin, size, v)
 }

@@ -119,12 +119,12 @@ func lowerPortString(l *lowerer) bool {
 
 func (c *CPU) ins(u *uop) stop {
 	c.asker = u
+	port := uint16(c.r[regRDX])
+	if s := c.checkPort(port, u.size); s != next { // even with nothing to do
+		return s
+	}
 	if c.repeatOver(u) {
 		return done
-	}
-	port := uint16(c.r[regRDX])
-	if s := c.checkPort(port, u.size); s != next {
-		return s
 	}
 	lin, s := c.stringAddress(segES, c.r[regRDI], u)
 	if s != next {
@@ -146,12 +146,12 @@ func (c *CPU) ins(u *uop) stop {
 
 func (c *CPU) outs(u *uop) stop {
 	c.asker = u
+	port := uint16(c.r[regRDX])
+	if s := c.checkPort(port, u.size); s != next { // even with nothing to do
+		return s
+	}
 	if c.repeatOver(u) {
 		return done
-	}
-	port := uint16(c.r[regRDX])
-	if s := c.checkPort(port, u.size); s != next {
-		return s
 	}
 	lin, s := c.stringAddress(u.x, c.r[regRSI], u)
 	if s != next {

@@ -188,3 +188,11 @@ func (c *CPU) storeXSmall(u *uop) stop { return c.write(u, c.addr(u), u.size, c.
 
 // storeXHigh stores the high half.
 func (c *CPU) storeXHigh(u *uop) stop { return c.write(u, c.addr(u), 8, c.x(u.s)[1]) }
+
+// misaligned16 is the fault of an operand that must be aligned to 16 bytes and is not.
+func (c *CPU) misaligned16(u *uop, lin uint64) stop {
+	if !c.canonicalPair(lin, 16) {
+		return c.notCanonical(u.ss)
+	}
+	return c.gp()
+}

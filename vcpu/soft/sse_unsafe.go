@@ -36,7 +36,7 @@ func (c *CPU) loadXA(u *uop) stop {
 		return next
 	}
 	if lin&15 != 0 {
-		return c.gp()
+		return c.misaligned16(u, lin)
 	}
 	return c.loadXSlow(u, lin)
 }
@@ -60,7 +60,7 @@ func (c *CPU) storeXA(u *uop) stop {
 		return next
 	}
 	if lin&15 != 0 {
-		return c.gp()
+		return c.misaligned16(u, lin)
 	}
 	return c.storeXSlow(u, lin)
 }

@@ -341,9 +341,7 @@ func (c *CPU) fcomi(u *uop) stop {
 	if !c.fpu.empty(0) && !c.fpu.empty(u.s) {
 		r, ok = e.Compare(a, b, u.d == 5)
 	}
-	if ok || !c.fpu.empty(0) && !c.fpu.empty(u.s) {
-		c.setArith(uint64(r))
-	}
+	c.setArith(uint64(r)) // even if the exception is not masked
 	if ok && u.imm>>8 == 7 {
 		c.fpu.x87Pop(&e)
 	}
@@ -412,10 +410,14 @@ func (c *CPU) fldReg(u *uop) stop {
 	}
 	v, ok := c.x87Get(&e, u.s)
 	if ok {
-		if !c.fpu.empty(u.s) {
+		empty := c.fpu.empty(u.s)
+		if !empty {
 			e.SW &^= float.C1
 		}
 		c.x87Load(&e, v)
+		if empty { // underflow, even if the stack is full too
+			e.SW &^= float.C1
+		}
 	}
 	return c.x87End(u, &e)
 }
@@ -548,8 +550,12 @@ func (c *CPU) transcendental(e *float.X87, k uint8, x, y float.F80, ok, empty bo
 	case 1, 3, 9:
 		pops = true
 	}
+	under := empty
 	if pushes && !c.fpu.empty(7) {
-		e.SW |= float.IE | x87SF | float.C1
+		e.SW |= float.IE | x87SF
+		if !empty { // else it is an underflow
+			e.SW |= float.C1
+		}
 		ok = e.CW&float.IE != 0
 		empty = true
 	}
@@ -595,6 +601,9 @@ func (c *CPU) transcendental(e *float.X87, k uint8, x, y float.F80, ok, empty bo
 	case pushes:
 		c.fpu.put(0, r)
 		c.x87Load(e, second)
+		if under {
+			e.SW &^= float.C1
+		}
 	default:
 		c.fpu.put(0, r)
 	}
