@@ -35,7 +35,7 @@ mkdir /mnt; mount -t ext4 /dev/vda /mnt || exit
 cd /mnt
 (read -r line </dev/ttyS0; : >/stop) &
 for i in $(seq $(nproc)); do
-	(until [ -e /stop ]; do echo $((6 * 7)) | awk '$1 != 42 || sqrt($1 * $1) != 42 { print "error: wrong sum" }'; usleep 20000; done) &
+	(until [ -e /stop ]; do echo $((6 * 7)) | awk '$1 != 42 || $1 / 4 != 10.5 { print "error: wrong sum" }'; usleep 20000; done) &
 done
 n=0
 until [ -e /stop ]; do
