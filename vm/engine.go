@@ -33,6 +33,11 @@ func newEngine(mem *memory.Memory, cfg Config, cpuid vcpu.CPUID) (vcpu.Engine, s
 	if name == "" || name == EngineAuto {
 		name, _ = ChooseEngine()
 	}
+	if cfg.Portable && cfg.Model == vcpu.ModelHost {
+		// Without XSAVE, which an engine has with x87 and SSE alone: hosts
+		// have more, and QEMU's emulator of a host fails with as little.
+		cfg.Model = vcpu.ModelV2
+	}
 	switch name {
 	case EngineKVM:
 		k := kvmcpu.Config{CPUs: cfg.CPUs, Model: cfg.Model, CPUID: cpuid}

@@ -81,8 +81,8 @@ type Config struct {
 	// EngineAuto, which is the default.
 	Engine string
 	// Portable hides from the guest what not every engine can give, such as
-	// vector instructions and KVM's own clock, so that it may go on, after Save
-	// and Load, on another engine than it booted on.
+	// KVM's own clock, so that it may go on, after Save and Load, on another
+	// engine than it booted on. The default Model is then x86-64-v2.
 	Portable bool
 	// StartTime is the time of day that the guest finds when the machine is
 	// made, or loaded, for runs that are to repeat themselves. Default: the

@@ -200,9 +200,7 @@ func (r *repeater) hash(m *vm.Machine, image disk.Backend) (uint64, error) {
 // collects garbage, on however many processors, and however often the machine
 // is paused.
 func TestRepeat(t *testing.T) {
-	if raceEnabled {
-		t.Skip("the race detector makes the engine too slow; it is tested without")
-	}
+	needSoft(t)
 	if os.Getenv("VMKIT_NESTED") == "1" {
 		t.Skip("the engine in software needs no KVM: it is tested on the host around this one")
 	}

@@ -66,10 +66,14 @@ func (e *Engine) findMSRs(v *kvm.VCPU) error {
 	}
 	slices.Sort(list)
 	list = slices.Compact(list)
+	// A guest to which KVM does not show itself cannot use KVM's own ones, yet
+	// they have values, which no other engine would take.
+	_, shown := e.cpuid.Get(0x40000001, 0)
 	// The deadline last: it counts on the TSC and the local APIC's mode.
 	list = slices.DeleteFunc(list, func(m uint32) bool {
 		hyperV := m >= 0x40000000 && m < 0x40000200 // not offered to the guest
-		return hyperV || slices.Contains(elsewhere, m) || m == msrTSCDeadline
+		kvms := m >= 0x4b564d00 && m < 0x4b564e00
+		return hyperV || kvms && !shown || slices.Contains(elsewhere, m) || m == msrTSCDeadline
 	})
 	list = append(list, msrTSCDeadline)
 
