@@ -49,3 +49,23 @@ func TestInjectedDebugPayload(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+// TestFetchFaultAfterStep: what the fetch of the next instruction raised came before the
+// single-step trap of the last one, and beyond the budget of instructions.
+func TestFetchFaultAfterStep(t *testing.T) {
+	m := newLong(t)
+	m.kernel(0xff, 0xe0) // JMP RAX
+	m.r[regRAX] = atAbsent
+	m.flags |= flagTF
+	m.updateMode()
+	m.runs()
+	m.fault(excDB, -1, atAbsent)
+
+	m = newLong(t)
+	m.kernel(0xff, 0xe0)
+	m.r[regRAX] = atAbsent
+	m.run(1)
+	if m.left != 0 || m.rip != atAbsent || m.cr2 != 0 {
+		t.Errorf("left %d, RIP %#x, CR2 %#x", m.left, m.rip, m.cr2)
+	}
+}

@@ -40,9 +40,17 @@ func (h *hostile) tables(long bool) {
 	for i := range uint64(63) {
 		h.put(hostileGDT+8+8*i, h.descriptor())
 	}
+	code := uint64(0xc) // what the handlers' segment is, if it is as it should be
+	if long {
+		code = 0xa
+	}
+	good := h.IntN(8) != 0
+	if good {
+		h.put(hostileGDT+8, desc(0, 0xfffff, 0x9b, code), desc(0, 0xfffff, 0x93, 0xc), desc(0, 0xfffff, 0xfb, 0xc), desc(0, 0xfffff, 0xf3, 0xc), desc(0, 0xfffff, 0xfb, 0xa))
+	}
 	for v := range uint64(256) {
-		g := gate(uint16(8*(1+h.IntN(40))), uint32(h.IntN(hostileSize)), uint64(h.pick(0x8e, 0x8f, 0xee, 0xef)), uint64(h.IntN(40))/32*3)
-		if h.IntN(50) == 0 {
+		g := gate(selCode, uint32(h.IntN(hostileSize)), uint64(h.pick(0x8e, 0x8f, 0xee, 0xef)), uint64(h.IntN(40))/32*3)
+		if h.IntN(50) == 0 || !good && h.IntN(4) == 0 {
 			g = h.descriptor()
 		}
 		if long {
@@ -52,13 +60,14 @@ func (h *hostile) tables(long bool) {
 		}
 	}
 	for i := range uint64(0x70 / 8) {
-		h.put(hostileTSS+8*i, h.value())
-	}
-	if h.IntN(2) == 0 { // most handlers work
-		h.put(hostileGDT+8, desc(0, 0xfffff, 0x9b, 0xa), desc(0, 0xfffff, 0x93, 0xc), desc(0, 0xfffff, 0xfb, 0xa), desc(0, 0xfffff, 0xf3, 0xc))
-		for v := range uint64(256) {
-			h.put(hostileIDT+16*v, gate(8, uint32(h.IntN(hostileSize)), 0x8e, 0), 0)
+		v := h.value()
+		if good {
+			v = uint64(h.IntN(hostileSize)) &^ 7
 		}
+		h.put(hostileTSS+8*i, v)
+	}
+	if good && !long { // ESP0, SS0
+		h.put(hostileTSS, uint64(h.IntN(hostileSize))<<32, selData)
 	}
 }
 
@@ -68,7 +77,7 @@ func (h *hostile) pageTables(mode int) {
 	if hostileModes[mode] == "paging 32" {
 		size = 4
 	}
-	random := h.IntN(3) == 0
+	random := h.IntN(6) == 0
 	for t := range uint64(hostileLevels) {
 		for i := uint64(0); i < pageSize/8; i++ {
 			entry := func() uint64 {
@@ -107,7 +116,7 @@ func (h *hostile) pageTables(mode int) {
 			default:
 				e = i%(hostileSize/pageSize)<<12 | 7
 			}
-			if !random && h.IntN(60) == 0 {
+			if !random && h.IntN(200) == 0 {
 				e = entry()
 			}
 			h.put(hostileTables+t<<12+8*i, e)

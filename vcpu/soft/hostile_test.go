@@ -123,6 +123,8 @@ func (h *hostile) reset(first bool) {
 func (h *hostile) run(n uint64) {
 	r := h.e.Runner()
 	begin := h.e.Instructions()
+	h.e.marks = nil // of runs that ended otherwise
+	h.e.kicked.Store(false)
 	h.e.At(begin+n, h.e.kick)
 	h.stopper.Set(time.Duration(n)*insnTime + 50*time.Microsecond)
 	var exit vcpu.Exit
