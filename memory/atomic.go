@@ -1,14 +1,9 @@
 package memory
 
 // Indices of virtqueues are 16-bit words that the guest and the VMM read and
-// write at the same time, and sync/atomic has nothing of 16 bits. These
-// functions are tiny assembly, so the compiler can neither tear, repeat, drop
-// nor move the access past another one (a call to assembly is opaque to it).
-// On amd64 that is all it takes: an aligned 16-bit access is atomic (Intel SDM
-// volume 3, section 9.1.1), loads are not reordered with later accesses and
-// stores not with earlier ones (section 9.2.2), which is acquire and release.
-// The one order that the CPU does not give, a store before a later load, is
-// what StoreSeqCst16 and Fence are for.
+// write at the same time, and sync/atomic has nothing of 16 bits. See
+// atomic_amd64.go for how they are accessed, and atomic_other_unsafe.go for
+// processors other than amd64.
 //
 // The race detector does not follow memory outside the Go heap, so guest
 // memory is unknown to it either way. It takes these accesses for no
@@ -39,14 +34,3 @@ func StoreSeqCst16(p []byte, v uint16) {
 // direction. It is needed between publishing an index and checking whether
 // the other side wants to be told.
 func Fence() { fence() }
-
-//go:noescape
-func load16(p *byte) uint16
-
-//go:noescape
-func store16(p *byte, v uint16)
-
-//go:noescape
-func xchg16(p *byte, v uint16)
-
-func fence()

@@ -5,9 +5,6 @@ import (
 	"fmt"
 	"slices"
 	"sync/atomic"
-	"time"
-
-	"golang.org/x/sys/unix"
 )
 
 // DirtySource is something that writes guest memory on its own and knows
@@ -240,26 +237,4 @@ func takeBits(words, log []uint64) {
 			words[i] |= atomic.SwapUint64(&log[i], 0)
 		}
 	}
-}
-
-// barrier makes every running thread of this process pass a full memory
-// barrier, so that MarkDirty need not have one while tracking is off: a
-// writer's earlier store cannot be invisible to us if its load of tracking
-// still gave false.
-func barrier() {
-	const (
-		cmdGlobal                   = 1 << 0
-		cmdPrivateExpedited         = 1 << 3
-		cmdRegisterPrivateExpedited = 1 << 4
-	)
-	membarrier := func(cmd uintptr) bool {
-		_, _, errno := unix.Syscall(unix.SYS_MEMBARRIER, cmd, 0, 0)
-		return errno == 0
-	}
-	if membarrier(cmdRegisterPrivateExpedited) && membarrier(cmdPrivateExpedited) || membarrier(cmdGlobal) {
-		return
-	}
-	// No membarrier here (a seccomp filter, perhaps). Store buffers drain
-	// within microseconds.
-	time.Sleep(time.Millisecond)
 }

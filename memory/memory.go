@@ -22,8 +22,6 @@ import (
 	"slices"
 	"sync"
 	"sync/atomic"
-
-	"golang.org/x/sys/unix"
 )
 
 // Sizes and the x86 layout. RAM below 4 GiB ends at LowEnd; between there and
@@ -153,25 +151,6 @@ func New(cfg Config) (*Memory, error) {
 	return m, nil
 }
 
-// openFile makes the memfd.
-func (m *Memory) openFile() error {
-	flags := unix.MFD_CLOEXEC | unix.MFD_ALLOW_SEALING
-	if m.huge {
-		flags |= unix.MFD_HUGETLB | unix.MFD_HUGE_2MB
-	}
-	fd, err := unix.MemfdCreate("guest-memory", flags)
-	if err != nil {
-		return err
-	}
-	// Nobody who is handed the descriptor may cut memory away under us.
-	if _, err := unix.FcntlInt(uintptr(fd), unix.F_ADD_SEALS, unix.F_SEAL_SHRINK); err != nil {
-		unix.Close(fd)
-		return fmt.Errorf("seal: %w", err)
-	}
-	m.fd = fd
-	return nil
-}
-
 // Close ends the use of m: from now on every access fails with [ErrClosed].
 // Its memory is unmapped and its descriptor closed as soon as no [Memory.Hold]
 // is outstanding, at once if there is none. Whoever keeps host slices or has
@@ -219,7 +198,7 @@ func (m *Memory) unhold() error {
 	}
 	m.mapped = nil
 	if m.fd >= 0 {
-		errs = append(errs, unix.Close(m.fd))
+		errs = append(errs, closeFile(m.fd))
 		m.fd = -1
 	}
 	if err := errors.Join(errs...); err != nil {
@@ -303,38 +282,12 @@ func (m *Memory) backing(base, size uint64) (region, error) {
 	if uint64(int(size)) != size || int(size) < 0 || m.fileUsed+int64(size) < 0 {
 		return region{}, errors.New("too large for this host")
 	}
-	flags := unix.MAP_SHARED
-	if m.fd < 0 {
-		flags = unix.MAP_PRIVATE | unix.MAP_ANON
-		if m.huge {
-			flags |= unix.MAP_HUGETLB | unix.MAP_HUGE_2MB
-		}
-	} else if end := m.fileUsed + int64(size); end > m.fileSize {
-		if err := unix.Ftruncate(m.fd, end); err != nil {
-			return region{}, fmt.Errorf("grow memfd to %#x: %w", end, err)
-		}
-		m.fileSize = end
-	}
-	// Without MAP_NORESERVE the kernel claims the huge pages here or fails;
-	// with it a guest could run into SIGBUS later.
-	if !m.huge {
-		flags |= unix.MAP_NORESERVE
-	}
-	p, err := mmap(m.fd, m.fileUsed, uintptr(size), flags)
+	p, err := m.allocate(size)
 	if err != nil {
-		if m.huge && errors.Is(err, unix.ENOMEM) {
-			return region{}, fmt.Errorf("%w: %d of 2 MiB needed (see sysctl vm.nr_hugepages): %w", ErrNoHugePages, size/HugePageSize, err)
-		}
-		return region{}, fmt.Errorf("map %#x bytes: %w", size, err)
+		return region{}, err
 	}
 	m.mapped = append(m.mapped, p)
 	host := p.bytes()
-	// Advice only: keep guests out of core dumps, use transparent huge pages
-	// where the host allows them.
-	_ = unix.Madvise(host, unix.MADV_DONTDUMP)
-	if !m.huge {
-		_ = unix.Madvise(host, unix.MADV_HUGEPAGE)
-	}
 	r := region{
 		Region: Region{Base: base, Size: size, Host: host, FD: m.fd, Offset: m.fileUsed},
 		log:    new(atomic.Pointer[[]uint64]),

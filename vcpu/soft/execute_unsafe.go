@@ -503,6 +503,9 @@ func (c *CPU) execute(b *block) stop {
 		}
 		// link0, link1 or done.
 		if s == done {
+			if c.left <= 0 { // what the next instruction's fetch does is not due yet
+				return budget
+			}
 			nb, s := c.lookup()
 			if s != next {
 				return s
@@ -521,6 +524,9 @@ func (c *CPU) execute(b *block) stop {
 		if nb := b.link[i&1]; nb != nil {
 			b = nb
 			continue
+		}
+		if c.left <= 0 {
+			return budget
 		}
 		nb, s := c.lookup()
 		if s != next {

@@ -487,4 +487,3 @@ func (c *CPU) loadFlags(v uint64, size uint8, mask uint64) {
 }
 
 func (c *CPU) iopl() uint8 { return uint8(c.flags >> 12 & 3) }
-

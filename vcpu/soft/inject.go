@@ -31,7 +31,7 @@ func (c *CPU) deliverInjected() {
 			case excPF:
 				c.cr2 = e.Payload
 			case excDB:
-				c.dr6 = c.dr6&^0xf | e.Payload
+				c.dr6 = c.dr6&^0xf | e.Payload&0xe00f
 				c.dr7 &^= dr7GD
 			}
 		}

@@ -17,7 +17,9 @@ const (
 	pageSize = 4096
 	pageMask = ^uint64(pageSize - 1)
 
-	noTag = 1 << 11 // no address of a page, nor one with a few low bits for a misaligned operand
+	// noTag matches no access: a tag is compared with an address's page and with the
+	// bits that say that an operand is misaligned, up to 15, which may be set.
+	noTag = 1 << 11
 )
 
 type tlbEntry struct {

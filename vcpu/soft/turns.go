@@ -139,6 +139,9 @@ func (r runner) Run(exit *vcpu.Exit) error {
 			e.idle()
 			continue
 		}
+		if len(e.marks) > 0 && e.marks[0].count <= e.count {
+			continue // the delivery of an interrupt has counted
+		}
 		if done := e.runTurn(c, exit); done {
 			return nil
 		}
