@@ -62,15 +62,14 @@ var debugTests = []test{
 	}},
 	{"a breakpoint on code is a fault", func(g *guest) {
 		g.s.Debug.DR[0], g.s.Debug.DR7 = code+1, 0x401|1<<1
-		st := g.start(`
+		// The SDM (volume 3, section 17.3.1.1) leaves it to the handler to set RF in
+		// the saved flags; some processors do it themselves.
+		g.faults(g.start(`
 		90     nop
 		ff c0  inc eax
 		e6 f4  out 0xf4,al
-	`)
-		g.faults(st, vDB, 0, 1)
+	`), vDB, 0, 1)
 		g.equal("dr6", g.s.Debug.DR6&0xf, 1)
-		g.equal("RF", st.flags&flagRF, flagRF)
-		g.ends(g.resume()) // IRET sets RF, and the instruction runs
 	}},
 	{"a breakpoint on data is a trap", func(g *guest) {
 		// DR1: writes of 4 bytes at data+4.

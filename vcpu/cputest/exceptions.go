@@ -163,8 +163,9 @@ var exceptionTests = []test{
 		48 8b 4d 00                    mov rcx,QWORD PTR [rbp+0x0]
 	`), vSS, 0, 0xa)
 		g.long(0)
+		g.gate64(vSS, stubs64+vSS*stubSize, code64, 1, 0x8e)
 		g.faults(g.start(`
-		48 bc 00 00 00 00 00 80 00 00  movabs rsp,0x800000000000
+		48 bc 00 00 00 00 00 90 00 00  movabs rsp,0x900000000000
 		50                             push rax
 	`), vSS, 0, 0xa)
 	}},

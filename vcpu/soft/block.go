@@ -199,10 +199,26 @@ func (c *CPU) lookup() (*block, stop) {
 		return b, next
 	}
 	b, s := c.lookupSlow(lin, c.mode)
+	if s == next && c.mode&(modeSize|modeFlat) < mode64 {
+		return c.withinCode(b)
+	}
 	if s == next {
 		j.lin, j.b = lin, b
 	}
 	return b, s
+}
+
+// withinCode holds a block against the code segment's limit. A long one that ends
+// beyond gives way to its first instruction.
+func (c *CPU) withinCode(b *block) (*block, stop) {
+	last := c.rip + uint64(b.size) - 1
+	switch limit := uint64(c.seg[segCS].Limit); {
+	case last <= limit:
+		return b, next
+	case b.n > 1 && c.rip <= limit:
+		return c.lookupIn(c.mode | modeSingle)
+	}
+	return nil, c.gp()
 }
 
 // fetchPage returns the page that code at lin comes from.
@@ -232,7 +248,11 @@ func (c *CPU) lookupIn(m mode) (*block, stop) {
 	if !c.is64() {
 		lin = uint64(uint32(lin + c.seg[segCS].Base))
 	}
-	return c.lookupSlow(lin, m)
+	b, s := c.lookupSlow(lin, m)
+	if s == next && m&(modeSize|modeFlat) < mode64 {
+		return c.withinCode(b)
+	}
+	return b, s
 }
 
 func (c *CPU) lookupSlow(lin uint64, m mode) (*block, stop) {

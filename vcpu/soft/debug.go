@@ -97,7 +97,7 @@ func (c *CPU) beforeInstruction() bool {
 		return true
 	}
 	c.debugFault(hits)
-	c.deliverFault()
+	c.deliverFault() // the handler sets RF to get past it
 	return false
 }
 

@@ -93,6 +93,7 @@ func (c *CPU) interrupt(vector uint8, checked bool, rip uint64) stop {
 		return s
 	}
 	c.shadow, c.shadowMOVSS = false, false
+	c.stepping = false // no trap follows: TF is clear in the handler
 	return event
 }
 

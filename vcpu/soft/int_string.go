@@ -126,7 +126,11 @@ func (c *CPU) stringRepeat(u *uop) stop {
 	n := c.get(regRCX, u.x)
 	compares := u.cc == strCmps || u.cc == strScas
 	s := next
-	for budget := uint64(repeatLimit); n > 0 && budget > 0 && s == next; {
+	budget := uint64(repeatLimit)
+	if c.mode&modeSingle != 0 {
+		budget = 1 // each iteration is a step
+	}
+	for n > 0 && budget > 0 && s == next {
 		if k := c.stringBulk(u, min(n, budget)); k > 0 {
 			n -= k
 			budget -= k

@@ -40,7 +40,7 @@ func (l *lowerer) limits() {
 			continue
 		}
 		a := &l.ops[at]
-		if l.m&modeFlat != 0 && a.cc < segFS {
+		if l.m&modeFlat != 0 && a.cc < segFS && a.cc != segCS { // code cannot be written
 			continue
 		}
 		x := unpackExtent(a.imm)
