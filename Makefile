@@ -7,7 +7,7 @@ STATICCHECK = honnef.co/go/tools/cmd/staticcheck@v0.8.2
 FUZZTIME ?= 30s
 
 # How many steps `make hostile` gives each device, over two transports with and
-# without doorbells.
+# without doorbells, and how many instructions it gives vcpu/soft.
 STEPS ?= 40000000
 
 # How many rounds of kill -9 and power cuts `make soak` makes of each kind.
@@ -19,11 +19,11 @@ help:
 	@echo 'make demo              boot Debian'\''s cloud kernel and run a command in it'
 	@echo 'make test [V=1]        lint, and all tests: on this host, with the race detector, on a nested KVM'
 	@echo 'make bench [BENCH=X]   print the benchmark tables, and one line per figure; X picks one'
-	@echo 'make lint              gofmt, go vet, staticcheck'
+	@echo 'make lint              gofmt, go vet (for other systems too), staticcheck'
 	@echo 'make fuzz [FUZZTIME=T] run every fuzz target for T (30s)'
 	@echo 'make proofs            every kernel, transport and number of CPUs; ten rounds of kill -9'
 	@echo 'make soak [ROUNDS=N]   N rounds (1000) of each test that kills a process or cuts the power'
-	@echo 'make hostile [STEPS=N] set a hostile driver on every virtio device for N steps'
+	@echo 'make hostile [STEPS=N] set a hostile driver on every virtio device, and a hostile guest on the CPU, for N steps'
 
 demo: demo-deps
 	$(GO) run ./examples/vmm run -- sh -c 'echo "hello from $$(uname -sr), running on $$(nproc) CPU(s)"'
@@ -45,7 +45,7 @@ proofs: deps
 	VMKIT_FULL=1 $(GO) test -timeout 60m -exec '$(CURDIR)/bin/nestedexec -cpus 1' -v -run 'TestBootMatrix|TestKill' ./examples/vmm
 
 hostile:
-	VMKIT_HOSTILE_STEPS=$(STEPS) $(GO) test -timeout 0 -run Hostile ./vm/virtio ./disk ./netdev
+	VMKIT_HOSTILE_STEPS=$(STEPS) $(GO) test -timeout 0 -run Hostile ./vm/virtio ./disk ./netdev ./vcpu/soft
 
 soak: deps
 	VMKIT_SOAK=$(ROUNDS) $(GO) test -timeout 0 -v -run 'Kill|PowerCut' ./disk/... ./stream/...

@@ -6,6 +6,8 @@ const (
 	maxInsns = 64 // instructions in a block
 	// maxUops bounds the micro-operations of all blocks, about 40 bytes each.
 	maxUops = 1 << 20
+	// pageUops is what a codePage takes, counted in micro-operations.
+	pageUops = 32
 
 	jumpCacheSize = 4096
 	itlbMask      = 255
@@ -57,7 +59,6 @@ type codePage struct {
 	code   [64]uint64 // a bit for each byte that a block was made of
 	tails  []*block   // blocks that end here and begin elsewhere
 	live   int        // blocks
-	queued bool       // in codeCache.pages
 }
 
 func (p *codePage) overlaps(off, n uint64) bool {
@@ -88,20 +89,13 @@ func (p *codePage) find(off uint16, m mode) *block {
 // codeCache bounds what blocks take, and evicts by page, the oldest first.
 type codeCache struct {
 	e     *Engine
-	pages []*codePage // with blocks, in the order of their first
+	pages []*codePage // all there are, the oldest first
 	uops  int
 }
 
 // add enters a block, which is made of bytes of p, and of p2 if that is not nil.
 func (cc *codeCache) add(b *block) {
-	for cc.uops+b.uops > maxUops && len(cc.pages) > 0 {
-		p := cc.pages[0]
-		cc.pages = cc.pages[1:]
-		p.queued = false
-		if p != b.page && p != b.page2 {
-			cc.dropRange(p, 0, pageSize)
-		}
-	}
+	cc.evict(b.uops, b.page, b.page2)
 	cc.uops += b.uops
 	p := b.page
 	b.next = p.blocks[b.off>>6]
@@ -114,6 +108,33 @@ func (cc *codeCache) add(b *block) {
 	}
 }
 
+// evict makes room for n micro-operations, but spares two pages. Pages are taken out
+// whole: they take memory even without blocks.
+func (cc *codeCache) evict(n int, spare, spare2 *codePage) {
+	for tries := len(cc.pages); cc.uops+n > maxUops && tries > 0; tries-- {
+		p := cc.pages[0]
+		cc.pages = cc.pages[1:]
+		if p == spare || p == spare2 {
+			cc.pages = append(cc.pages, p)
+			continue
+		}
+		cc.dropRange(p, 0, pageSize)
+		r := cc.e.region(p.gpa)
+		off := (p.gpa - r.base) >> 12
+		r.code[off>>9][off&511] = nil
+		cc.uops -= pageUops
+		for _, c := range cc.e.cpus {
+			for i := range c.itlbs {
+				for j := range c.itlbs[i] {
+					if c.itlbs[i][j].page == p {
+						c.itlbs[i][j] = itlbEntry{}
+					}
+				}
+			}
+		}
+	}
+}
+
 // watch makes writes to p be seen from now on.
 func (cc *codeCache) watch(p *codePage, off, n uint64) {
 	p.mark(off, n)
@@ -122,10 +143,6 @@ func (cc *codeCache) watch(p *codePage, off, n uint64) {
 		for _, c := range cc.e.cpus {
 			c.flushWrites()
 		}
-	}
-	if !p.queued {
-		p.queued = true
-		cc.pages = append(cc.pages, p)
 	}
 }
 
@@ -279,6 +296,7 @@ func (c *CPU) lookupSlow(lin uint64, m mode) (*block, stop) {
 	}
 	b, s := c.lower.build(c, page, lin, m)
 	if s != next {
+		c.e.code.evict(0, page, nil)
 		return nil, s
 	}
 	c.e.code.add(b)

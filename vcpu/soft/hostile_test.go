@@ -42,8 +42,8 @@ func newHostile(t testing.TB, cpus int, seed uint64) *hostile {
 		unguard()
 		mem.Close()
 	})
-	h := &hostile{t: t, mem: mem, e: e, seed: seed}
-	h.hostileCode = hostileCode{rand.New(rand.NewPCG(seed, 1))}
+	h := &hostile{t: t, mem: mem, e: e}
+	h.seedAs(seed)
 	if h.chips, err = e.SaveChips(); err != nil {
 		t.Fatal(err)
 	}
@@ -68,10 +68,14 @@ func (h *hostile) write(at uint64, p []byte) {
 	}
 }
 
-// round gives the machine new code.
-func (h *hostile) round(seed uint64) {
+func (h *hostile) seedAs(seed uint64) {
 	h.seed = seed
 	h.hostileCode = hostileCode{rand.New(rand.NewPCG(seed, 1))}
+}
+
+// round gives the machine new code.
+func (h *hostile) round(seed uint64) {
+	h.seedAs(seed)
 	for range 16 {
 		h.fill(h.pool[h.IntN(len(h.pool))][:])
 	}

@@ -130,6 +130,8 @@ func (e *Engine) page(gpa uint64) *codePage {
 	if p == nil {
 		p = &codePage{gpa: gpa & pageMask, bytes: r.host0[off<<12:][:pageSize:pageSize]}
 		t[off&511] = p
+		e.code.pages = append(e.code.pages, p)
+		e.code.uops += pageUops
 	}
 	return p
 }

@@ -143,7 +143,26 @@ func (a *all) lint() error {
 	}
 	return errors.Join(err,
 		a.command("go", "vet", "./..."),
-		a.command("go", "run", staticcheck, "./..."))
+		a.command("go", "run", staticcheck, "./..."),
+		a.cross())
+}
+
+// portable are the packages that need nothing of Linux or amd64.
+var portable = []string{"./vcpu", "./vcpu/soft/...", "./memory"}
+
+// cross vets them, tests included, for other systems and architectures.
+func (a *all) cross() error {
+	var errs []error
+	for _, target := range []string{"linux/arm64", "darwin/arm64", "windows/amd64"} {
+		goos, goarch, _ := strings.Cut(target, "/")
+		cmd := exec.CommandContext(a.ctx, "go", append([]string{"vet"}, portable...)...)
+		cmd.Env = append(os.Environ(), "CGO_ENABLED=0", "GOOS="+goos, "GOARCH="+goarch)
+		cmd.Stdout, cmd.Stderr = os.Stdout, os.Stderr
+		if err := cmd.Run(); err != nil {
+			errs = append(errs, fmt.Errorf("go vet for %s: %w", target, err))
+		}
+	}
+	return errors.Join(errs...)
 }
 
 // host runs every test on this machine.
