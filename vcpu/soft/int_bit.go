@@ -276,6 +276,9 @@ func (c *CPU) cmpxchgPair(u *uop) stop {
 	lin := c.addr(u)
 	n := u.size
 	if n == 8 && lin&15 != 0 {
+		if !canonical(lin) {
+			return c.notCanonical(u.ss)
+		}
 		return c.gp()
 	}
 	if s := c.probe(u, lin, 2*n); s != next {

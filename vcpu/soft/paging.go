@@ -49,8 +49,7 @@ func (c *CPU) wrap(lin uint64) uint64 {
 	return uint64(uint32(lin))
 }
 
-// canonicalPair reports whether an operand that crosses pages has no address that is
-// not canonical.
+// canonicalPair reports whether both ends of an operand have addresses that are canonical.
 func (c *CPU) canonicalPair(lin uint64, size uint8) bool {
 	return !c.is64() || canonical(lin) && canonical(lin+uint64(size)-1)
 }
