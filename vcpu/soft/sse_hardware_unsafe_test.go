@@ -10,7 +10,6 @@ import (
 	"unsafe"
 
 	"golang.org/x/sys/cpu"
-	"golang.org/x/sys/unix"
 
 	"github.com/vmkit-go/vmkit/vcpu/soft/decode"
 )
@@ -30,18 +29,7 @@ func newHardware(t *testing.T) *hardware {
 	if !cpu.X86.HasSSE42 || !cpu.X86.HasPOPCNT {
 		t.Skip("the host's processor has no SSE4.2 to compare with")
 	}
-	code, err := unix.Mmap(-1, 0, 4096, unix.PROT_READ|unix.PROT_WRITE|unix.PROT_EXEC, unix.MAP_PRIVATE|unix.MAP_ANON)
-	if err != nil {
-		t.Skipf("no memory to execute code in: %v", err)
-	}
-	state, err := unix.Mmap(-1, 0, 4096, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE|unix.MAP_ANON)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		_ = unix.Munmap(code)
-		_ = unix.Munmap(state)
-	})
+	code, state := hostPages(t)
 	h := &hardware{code: code, state: (*vectorState)(unsafe.Pointer(&state[0]))}
 	h.fn.entry = uintptr(unsafe.Pointer(&code[0]))
 	h.fn.state = h.state
