@@ -112,11 +112,12 @@ func run(o options, began time.Time) error {
 		stop := first.stop
 		first.stop = func() {
 			now, _ := m.Instructions()
-			fmt.Printf("result mips %g\n", float64(now-n)/float64(time.Since(ready).Microseconds()))
-			fmt.Printf("result instructions %d\n", now-n)
+			passed := time.Since(ready)
 			if stop != nil {
-				stop()
+				stop() // the reader may end this process after the last line
 			}
+			fmt.Printf("result mips %g\n", float64(now-n)/float64(passed.Microseconds()))
+			fmt.Printf("result instructions %d\n", now-n)
 		}
 	}
 	runtime.GOMAXPROCS(runtime.NumCPU() + m.Threads())
