@@ -72,18 +72,18 @@ func NewKVM(sys *kvm.System) (_ *KVM, err error) {
 	}
 	k.xsave = make([]byte, n)
 	k.stop = make(chan struct{})
-	go k.watch()
+	go k.watch(k.stop)
 	return k, nil
 }
 
-// watch interrupts a case that does not end.
-func (k *KVM) watch() {
+// watch interrupts a case that does not end, until stop is closed.
+func (k *KVM) watch(stop <-chan struct{}) {
 	tick := time.NewTicker(caseTime)
 	defer tick.Stop()
 	last := uint64(0)
 	for {
 		select {
-		case <-k.stop:
+		case <-stop:
 			return
 		case <-tick.C:
 		}
