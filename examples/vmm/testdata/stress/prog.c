@@ -34,7 +34,7 @@ static uint64_t mix(uint64_t h, uint64_t v) {
 
 static void integers(void) {
 	uint64_t h = 1;
-	for (int i = 0; i < 200000; i++) {
+	for (int i = 0; i < 80000; i++) {
 		uint64_t a = next(), b = next() >> (i % 63) | 1;
 		unsigned s = next() & 63;
 		h = mix(h, a / b + a % b);
@@ -65,7 +65,7 @@ static void floats(void) {
 	uint64_t h = 1;
 	double sum = 0;
 	float fsum = 0;
-	for (int i = 1; i < 200000; i++) {
+	for (int i = 1; i < 60000; i++) {
 		double d = (double)(int64_t)next() / (double)(next() | 1);
 		float f = (float)d * 1.7f;
 		sum += sqrt(fabs(d)) / i;
@@ -95,7 +95,7 @@ static void floats(void) {
 
 static void extended(void) {
 	long double sum = 0, product = 1;
-	for (int i = 1; i < 100000; i++) {
+	for (int i = 1; i < 30000; i++) {
 		long double x = (long double)(int64_t)next() / (long double)(next() | 1);
 		sum += sqrtl(fabsl(x)) / i;
 		product *= 1 + x * 0x1p-40L;
@@ -130,7 +130,7 @@ static int byWeight(const void *a, const void *b) {
 }
 
 static void sorting(void) {
-	enum { count = 20000 };
+	enum { count = 8000 };
 	struct item *items = calloc(count, sizeof *items);
 	for (int i = 0; i < count; i++) {
 		items[i].key = next();
@@ -155,7 +155,7 @@ static void strings(void) {
 	for (int i = 0; i < size; i++)
 		a[i] = 'a' + next() % 26;
 	a[size - 1] = 0;
-	for (int i = 1; i < 3000; i++) {
+	for (int i = 1; i < 1200; i++) {
 		int n = next() % 400 + 1, x = next() % 60000, y = next() % 60000;
 		memcpy(b + y, a + x, n);
 		memmove(b + y + 3, b + y, n);
@@ -200,7 +200,7 @@ static void vectors(void) {
 	for (int i = 0; i < size; i++) {
 		a[i] = next(), b[i] = next(), c[i] = next(), d[i] = next(), e[i] = next(), f[i] = next(), g[i] = (int)next() * 0.001f;
 	}
-	for (int round = 0; round < 100; round++) {
+	for (int round = 0; round < 50; round++) {
 		int64_t wide = 0;
 		for (int i = 0; i < size; i++) {
 			a[i] = (int32_t)((uint32_t)a[i] * (uint32_t)b[i] + (uint32_t)round);
@@ -230,7 +230,7 @@ static void vectors(void) {
 	printf("vectors %016" PRIx64 "\n", h);
 }
 
-enum { threads = 4, turns = 2000 };
+enum { threads = 4, turns = 1000 };
 
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 static pthread_cond_t turned = PTHREAD_COND_INITIALIZER;
@@ -241,7 +241,7 @@ static _Thread_local uint64_t own;
 
 static void *work(void *arg) {
 	int id = (int)(intptr_t)arg;
-	for (int i = 0; i < 50000; i++) {
+	for (int i = 0; i < 15000; i++) {
 		own += i ^ id;
 		atomic_fetch_add(&added, own & 0xff);
 		if (i % 8 == 0) {

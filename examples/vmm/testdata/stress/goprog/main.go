@@ -63,7 +63,7 @@ func floats() {
 	r := random(1)
 	h := sha256.New()
 	sum := 0.0
-	for range 20_000 {
+	for range 6_000 {
 		d := math.Float64frombits(r.Uint64())
 		s := strconv.FormatFloat(d, 'g', -1, 64)
 		back, err := strconv.ParseFloat(s, 64)
@@ -80,7 +80,7 @@ func floats() {
 }
 
 func hashes() {
-	data := make([]byte, 400_000)
+	data := make([]byte, 200_000)
 	rand.NewChaCha8([32]byte{1}).Read(data)
 	fmt.Printf("%x\n%x\n%x\n", md5.Sum(data), sha256.Sum256(data), sha512.Sum512(data))
 	fmt.Printf("%08x %08x\n", crc32.ChecksumIEEE(data), crc32.Checksum(data, crc32.MakeTable(crc32.Castagnoli)))
@@ -213,7 +213,7 @@ func garbage() {
 		wg.Go(func() {
 			r := random(uint64(100 + g))
 			kept := make([]*node, 200)
-			for i := range 20_000 {
+			for i := range 8_000 {
 				n := &node{Name: strconv.Itoa(i), Weight: float64(i)}
 				j := r.IntN(len(kept))
 				if old := kept[j]; old != nil && i%3 != 0 {
