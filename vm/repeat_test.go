@@ -46,7 +46,7 @@ for i in 1 2 3 4; do
 done
 wait
 dd if=/dev/hwrng bs=64 count=1 2>/dev/null | sha256sum
-awk 'BEGIN { for (i = 1; i < 2000; i++) s += sin(i) * sqrt(i); print s; srand(); print rand() }'
+awk 'BEGIN { for (i = 1; i < 2000; i++) s += 1 / i / (i + 0.5); printf "%.17g\n", s; srand(); print rand() }'
 seq 3000 | sort -r | md5sum
 for i in 1 2 3 4; do (usleep ${i}0000; echo $i) & done; wait
 rm f2 f3.gz; fstrim /mnt
