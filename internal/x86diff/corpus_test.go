@@ -12,11 +12,12 @@ import (
 )
 
 var (
-	coverage   = flag.Bool("coverage", false, "print the table of forms")
-	seed       = flag.Uint64("seed", 1, "of the random cases that TestSoft compares")
-	without    = flag.String("without", "", "groups whose forms TestSoft and TestSoftCorpus leave out, with commas between")
-	cases      = flag.Int("cases", 20_000, "how many")
-	regenerate = flag.Bool("regenerate", false, "capture the corpus anew, from this host's processor")
+	coverage    = flag.Bool("coverage", false, "print the table of forms")
+	seed        = flag.Uint64("seed", 1, "of the random cases that TestSoft compares")
+	without     = flag.String("without", "", "groups whose forms TestSoft and TestSoftCorpus leave out, with commas between")
+	cases       = flag.Int("cases", 20_000, "how many")
+	systemCases = flag.Int("system", 0, "how many cases TestSystem compares, if not 0")
+	regenerate  = flag.Bool("regenerate", false, "capture the corpus anew, from this host's processor")
 )
 
 // left returns the groups that -without leaves.

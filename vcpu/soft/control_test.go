@@ -121,6 +121,8 @@ func TestMSRs(t *testing.T) {
 		{"kernel's GS base", msrKernelGS, 0x1234, true, 0x1234},
 		{"kernel's GS base not canonical", msrKernelGS, noncanonical, false, 0},
 		{"SYSENTER_EIP", msrSysenterEIP, 0x1234, true, 0x1234},
+		{"SYSENTER_EIP has 32 bits", msrSysenterEIP, noncanonical | 0x1234, true, 0x1234},
+		{"SYSENTER_ESP has 32 bits", msrSysenterESP, 0xffff_8000_1234_5678, true, 0x1234_5678},
 		{"TSC_AUX", msrTSCAux, 3, true, 3},
 		{"TSC_AUX of 64 bits", msrTSCAux, 1 << 32, false, 0},
 		{"PAT", msrPAT, 0x0407010600070106, true, 0x0407010600070106},

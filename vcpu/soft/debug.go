@@ -6,7 +6,9 @@ const (
 	dr6Fixed = 0xffff0ff0
 	dr6BD    = 1 << 13 // an access to debug registers under DR7.GD
 	dr6BS    = 1 << 14 // single step
+	dr6Valid = 0xe00f
 	dr7Fixed = 0x400
+	dr7Valid = 0xffff23ff // bit 11 is TSX's, which there is not
 	dr7GD    = 1 << 13
 )
 
@@ -201,9 +203,9 @@ func (c *CPU) writeDebug(u *uop) stop {
 	case v>>32 != 0:
 		return c.gp()
 	case n == 6:
-		c.dr6 = v&0xe00f | dr6Fixed
+		c.dr6 = v&dr6Valid | dr6Fixed
 	default:
-		c.dr7 = v&0xffff2bff | dr7Fixed
+		c.dr7 = v&dr7Valid | dr7Fixed
 	}
 	c.rip = rip
 	c.updateMode()

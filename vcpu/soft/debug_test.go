@@ -138,3 +138,28 @@ func TestDebugRegisters(t *testing.T) {
 	m.runs()
 	m.fault(excGP, 0, atCode)
 }
+
+// TestReservedDebugBits: bits of DR6 and DR7 that are reserved do not change.
+func TestReservedDebugBits(t *testing.T) {
+	for _, tc := range []struct {
+		name   string
+		modrm  byte // MOV of RAX to it and of it to RCX
+		v, got uint64
+	}{
+		{"DR6, all set", 0xf0, 0xffffffff, 0xffffefff},
+		{"DR6, none", 0xf0, 0, 0xffff0ff0},
+		{"DR6: bit 12", 0xf0, 1 << 12, 0xffff0ff0},
+		{"DR7, all set but GD", 0xf8, 0xffffdf00, 0xffff0700},
+		{"DR7, none", 0xf8, 0, 0x400},
+		{"DR7: bit 11, without TSX", 0xf8, 1 << 11, 0x400},
+		{"DR7: bits 12, 14 and 15", 0xf8, 1<<12 | 1<<14 | 1<<15, 0x400},
+	} {
+		m := newLong(t)
+		m.kernel(0x0f, 0x23, tc.modrm, 0x0f, 0x21, tc.modrm|1, 0xf4)
+		m.r[regRAX] = tc.v
+		m.runs()
+		if m.r[regRCX] != tc.got {
+			t.Errorf("%s: %#x, not %#x", tc.name, m.r[regRCX], tc.got)
+		}
+	}
+}

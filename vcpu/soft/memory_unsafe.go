@@ -1,9 +1,6 @@
 package soft
 
-import (
-	"encoding/binary"
-	"unsafe"
-)
+import "unsafe"
 
 // The software TLB turns a guest's access into one compare and a host pointer. An
 // entry of dataTLB holds one page; its tags are the page's linear address where
@@ -176,16 +173,22 @@ func (c *CPU) probeIn(sp space, ss bool, lin uint64, size uint8) stop {
 	return next
 }
 
-// readBytes and writeBytes move longer operands, such as FXSAVE areas. writeBytes
-// makes sure of every page first.
-func (c *CPU) readBytes(u *uop, lin uint64, p []byte) stop {
-	for len(p) >= 8 {
-		v, s := c.read(u, lin, 8)
+// readBytes and writeBytes move longer operands, such as FXSAVE areas, in words of 8
+// bytes. writeBytes makes sure of every page first.
+func (c *CPU) readBytes(u *uop, lin uint64, p []byte) stop { return c.readWords(u, lin, p, 8) }
+
+func (c *CPU) writeBytes(u *uop, lin uint64, p []byte) stop { return c.writeWords(u, lin, p, 8) }
+
+// readWords is readBytes of words of size bytes, which is what has to be aligned if
+// alignment is checked.
+func (c *CPU) readWords(u *uop, lin uint64, p []byte, size uint8) stop {
+	for len(p) >= int(size) {
+		v, s := c.read(u, lin, size)
 		if s != next {
 			return s
 		}
-		binary.LittleEndian.PutUint64(p, v)
-		lin, p = c.wrap(lin+8), p[8:]
+		storeBytes(p, v, size)
+		lin, p = c.wrap(lin+uint64(size)), p[size:]
 	}
 	for i := range p {
 		v, s := c.read(u, c.wrap(lin+uint64(i)), 1)
@@ -197,7 +200,7 @@ func (c *CPU) readBytes(u *uop, lin uint64, p []byte) stop {
 	return next
 }
 
-func (c *CPU) writeBytes(u *uop, lin uint64, p []byte) stop {
+func (c *CPU) writeWords(u *uop, lin uint64, p []byte, size uint8) stop {
 	for off := uint64(0); off < uint64(len(p)); off += pageSize {
 		n := min(uint64(len(p))-off, 128)
 		if s := c.probe(u, c.wrap(lin+off), uint8(n)); s != next {
@@ -214,13 +217,13 @@ func (c *CPU) writeBytes(u *uop, lin uint64, p []byte) stop {
 		}
 	}
 	result := next
-	for len(p) >= 8 {
-		s := c.write(u, lin, 8, binary.LittleEndian.Uint64(p))
+	for len(p) >= int(size) {
+		s := c.write(u, lin, size, loadBytes(p, size))
 		if s > leave {
 			return s
 		}
 		result = max(result, s)
-		lin, p = c.wrap(lin+8), p[8:]
+		lin, p = c.wrap(lin+uint64(size)), p[size:]
 	}
 	for i, b := range p {
 		s := c.write(u, c.wrap(lin+uint64(i)), 1, uint64(b))
@@ -230,6 +233,20 @@ func (c *CPU) writeBytes(u *uop, lin uint64, p []byte) stop {
 		result = max(result, s)
 	}
 	return result
+}
+
+// loadBytes and storeBytes are loadHost and storeHost of the engine's own bytes.
+func loadBytes(p []byte, size uint8) (v uint64) {
+	for i, b := range p[:size] {
+		v |= uint64(b) << (8 * i)
+	}
+	return v
+}
+
+func storeBytes(p []byte, v uint64, size uint8) {
+	for i := range p[:size] {
+		p[i] = byte(v >> (8 * i))
+	}
 }
 
 func loadHost(p unsafe.Pointer, size uint8) uint64 {

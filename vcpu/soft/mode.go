@@ -121,14 +121,21 @@ func (c *CPU) setRSP(v uint64) {
 
 // stack returns the linear address of size bytes at an offset in SS.
 func (c *CPU) stack(off uint64, size uint8) (uint64, stop) {
-	if c.is64() {
-		return off, next
+	lin := off
+	if !c.is64() {
+		off &= c.stackMask()
+		if !within(&c.seg[segSS], off, uint64(size)) {
+			return 0, c.raiseCode(excSS, 0)
+		}
+		lin = uint64(uint32(c.seg[segSS].Base + off))
 	}
-	off &= c.stackMask()
-	if !within(&c.seg[segSS], off, uint64(size)) {
-		return 0, c.raiseCode(excSS, 0)
+	if c.aligned && lin&uint64(size-1) != 0 {
+		if !c.canonicalPair(lin, size) {
+			return 0, c.notCanonical(true)
+		}
+		return 0, c.raiseCode(excAC, 0)
 	}
-	return uint64(uint32(c.seg[segSS].Base + off)), next
+	return lin, next
 }
 
 // push pushes size bytes. RSP changes only if nothing faults.

@@ -231,6 +231,10 @@ func (c *CPU) writeMSR(index uint32, v uint64, now int64) bool {
 		return v&^decfgSerialize == 0
 	case msrMTRRCap, msrMCGCap, msrIntPending:
 		return false
+	case msrSysenterESP, msrSysenterEIP:
+		if c.amd { // no SYSENTER in long mode, and no upper half
+			v = uint64(uint32(v))
+		}
 	}
 	if index >= msrX2APIC && index < msrX2APIC+0x100 {
 		return c.e.writeAPIC(c, index, v)

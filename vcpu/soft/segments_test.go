@@ -257,3 +257,47 @@ func TestLoadSystemSegments(t *testing.T) {
 	m.runs()
 	m.fault(excGP, selTSS, atCode)
 }
+
+// TestAlignmentCheckOfOperands: what has to be aligned under AC and AM, by instruction
+// (Intel SDM volume 3, table 6-7).
+func TestAlignmentCheckOfOperands(t *testing.T) {
+	for _, tc := range []struct {
+		name string
+		code []byte // with RSI at the operand, and RSP too
+		need uint64 // its alignment
+	}{
+		{"PUSH of 8 bytes", []byte{0x50}, 8},
+		{"PUSH of 2 bytes", []byte{0x66, 0x50}, 2},
+		{"POP of 8 bytes", []byte{0x58}, 8},
+		{"POP of 2 bytes", []byte{0x66, 0x58}, 2},
+		{"PUSH of memory", []byte{0xff, 0x34, 0x24}, 8},
+		{"PUSHF", []byte{0x9c}, 8},
+		{"CALL", []byte{0xe8, 0, 0, 0, 0}, 8},
+		{"ENTER", []byte{0xc8, 0, 0, 0}, 8},
+		{"FNSTENV", []byte{0xd9, 0x36}, 4},
+		{"FNSTENV of 14 bytes", []byte{0x66, 0xd9, 0x36}, 2},
+		{"FLDENV", []byte{0xd9, 0x26}, 4},
+		{"FNSAVE", []byte{0xdd, 0x36}, 4},
+		{"FNSAVE of 94 bytes", []byte{0x66, 0xdd, 0x36}, 2},
+		{"FRSTOR", []byte{0xdd, 0x26}, 4},
+		{"FRSTOR of 94 bytes", []byte{0x66, 0xdd, 0x26}, 2},
+	} {
+		for off := range uint64(9) {
+			m := newLong(t)
+			m.cr0 |= cr0AM
+			m.user(append(tc.code, 0x0f, 0x0b)...) // UD2
+			m.flags |= flagAC
+			m.updateMode()
+			m.r[regRSI] = atUser + 0x800 + off
+			m.r[regRSP] = m.r[regRSI]
+			m.runs()
+			want := excUD
+			if off%tc.need != 0 {
+				want = excAC
+			}
+			if m.vector() != want {
+				t.Errorf("%s at %d: vector %d, want %d", tc.name, off, m.vector(), want)
+			}
+		}
+	}
+}

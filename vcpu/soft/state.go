@@ -159,7 +159,7 @@ func (c *CPU) setState(s *vcpu.State) error {
 	if c.protected() {
 		c.cpl = s.Segments.SS.DPL
 	}
-	c.dr, c.dr6, c.dr7 = s.Debug.DR, s.Debug.DR6&0xe00f|dr6Fixed, s.Debug.DR7&0xffff2bff|dr7Fixed
+	c.dr, c.dr6, c.dr7 = s.Debug.DR, s.Debug.DR6&dr6Valid|dr6Fixed, s.Debug.DR7&dr7Valid|dr7Fixed
 	for _, x := range s.XCRs {
 		if x.Index == 0 {
 			c.xcr0 = x.Value

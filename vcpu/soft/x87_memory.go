@@ -335,7 +335,7 @@ func (c *CPU) fnstenv(u *uop) stop {
 	}
 	var b [28]byte
 	n := c.putEnv(b[:], u.size)
-	s := c.writeBytes(u, c.addr(u), b[:n])
+	s := c.writeWords(u, c.addr(u), b[:n], min(u.size, 4))
 	if s <= leave {
 		c.fpu.cw |= 0x3f // all exceptions are masked then
 		c.fpu.summarize()
@@ -351,7 +351,7 @@ func (c *CPU) fldenv(u *uop) stop {
 	if u.size == 2 {
 		b = b[:14]
 	}
-	if s := c.readBytes(u, c.addr(u), b); s != next {
+	if s := c.readWords(u, c.addr(u), b, min(u.size, 4)); s != next {
 		return s
 	}
 	c.getEnv(b, u.size)
@@ -370,7 +370,7 @@ func (c *CPU) fnsave(u *uop) stop {
 		binary.LittleEndian.PutUint16(b[n+8:], v.SE)
 		n += 10
 	}
-	s := c.writeBytes(u, c.addr(u), b[:n])
+	s := c.writeWords(u, c.addr(u), b[:n], min(u.size, 4))
 	if s <= leave {
 		c.fpu.init()
 	}
@@ -386,7 +386,7 @@ func (c *CPU) frstor(u *uop) stop {
 		n = 14
 	}
 	b := c.area[:n+80]
-	if s := c.readBytes(u, c.addr(u), b); s != next {
+	if s := c.readWords(u, c.addr(u), b, min(u.size, 4)); s != next {
 		return s
 	}
 	c.getEnv(b, u.size)
