@@ -196,9 +196,8 @@ func (in *Inst) prefixes(r *reader, mode Mode) (op byte, err error) {
 		case 0xf2, 0xf3:
 			in.Rep = b
 		case 0x26, 0x2e, 0x36, 0x3e:
-			in.Seg = b >> 3 & 3
-			if mode == Mode64 { // ignored, except that it takes the place of FS or GS
-				in.Seg = NoSeg
+			if mode != Mode64 { // there, these are ignored
+				in.Seg = b >> 3 & 3
 			}
 		case 0x64, 0x65:
 			in.Seg = b - 0x60
