@@ -186,7 +186,9 @@ func goroutines() {
 				shared[k] += i
 				mu.Unlock()
 				mu.RLock()
-				total.Add(int64(len(shared) - len(shared) + k))
+				if _, ok := shared[k]; ok {
+					total.Add(int64(k))
+				}
 				mu.RUnlock()
 				if i%100 == 0 {
 					runtime.Gosched()
