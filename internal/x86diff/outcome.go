@@ -114,6 +114,9 @@ func doubtful(c *Case, out *Outcome) bool {
 	if len(c.Forms) == 1 && out.Vector != 6 && locked(c.Code) && !Forms[c.Forms[0]].lock {
 		return true // the emulator does not mind LOCK
 	}
+	if binary.LittleEndian.Uint32(out.FX[24:])>>16 != 0 {
+		return true // MXCSR has a bit that only some processors of AMD have, MM
+	}
 	for _, n := range c.Lens {
 		if n > 15 {
 			return true // nor how long an instruction is, or what else is wrong with it

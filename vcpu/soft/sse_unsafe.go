@@ -21,6 +21,9 @@ func (c *CPU) x(i uint8) *xmm {
 func (c *CPU) loadX(u *uop) stop {
 	lin := c.addr(u)
 	e := &c.tlb[lin>>12&tlbMask]
+	if c.aligned && lin&15 != 0 {
+		return c.misaligned(u, lin, 16)
+	}
 	if e.rtag == lin&pageMask && lin&(pageSize-1) <= pageSize-16 {
 		*c.x(u.d) = *(*xmm)(unsafe.Add(c.base, int(e.add+lin)))
 		return next
@@ -45,6 +48,9 @@ func (c *CPU) loadXA(u *uop) stop {
 func (c *CPU) storeX(u *uop) stop {
 	lin := c.addr(u)
 	e := &c.tlb[lin>>12&tlbMask]
+	if c.aligned && lin&15 != 0 {
+		return c.misaligned(u, lin, 16)
+	}
 	if e.wtag == lin&pageMask && lin&(pageSize-1) <= pageSize-16 {
 		*(*xmm)(unsafe.Add(c.base, int(e.add+lin))) = *c.x(u.s)
 		return next
