@@ -156,11 +156,11 @@ func (k *KVM) Run(c *Case, out *Outcome) error {
 	default:
 		out.Vector, out.Err = Failed, fmt.Errorf("%v at %#x", r.ExitReason, regs.RIP)
 	}
-	out.Doubtful = doubtful(c, out)
 	if err := k.v.XSave2(k.xsave); err != nil {
 		return err
 	}
 	fromXSAVE(&out.FX, k.xsave)
+	out.Doubtful = doubtful(c, out)
 	if err := k.changes(out); err != nil {
 		return err
 	}
