@@ -94,6 +94,9 @@ func (c *CPU) readIn(sp space, ss bool, lin uint64, size uint8) (uint64, stop) {
 
 // readAcross reads an operand that crosses into another page.
 func (c *CPU) readAcross(sp space, ss bool, lin uint64, size uint8) (uint64, stop) {
+	if !c.canonicalPair(lin, size) {
+		return 0, c.notCanonical(ss)
+	}
 	var v uint64
 	for i := range uint64(size) {
 		b, s := c.readIn(sp, ss, c.wrap(lin+i), 1)
@@ -138,6 +141,9 @@ func (c *CPU) writeIn(sp space, ss bool, lin uint64, size uint8, v uint64) stop 
 
 // writeAcross makes sure of both pages before it changes the first.
 func (c *CPU) writeAcross(sp space, ss bool, lin uint64, size uint8, v uint64) stop {
+	if !c.canonicalPair(lin, size) {
+		return c.notCanonical(ss)
+	}
 	if s := c.probeIn(sp, ss, lin, size); s != next {
 		return s
 	}
@@ -154,6 +160,9 @@ func (c *CPU) writeAcross(sp space, ss bool, lin uint64, size uint8, v uint64) s
 
 // probe makes sure that u's instruction may write size bytes at lin, of up to a page.
 func (c *CPU) probe(u *uop, lin uint64, size uint8) stop {
+	if c.aligned && size <= 8 && size&(size-1) == 0 && lin&uint64(size-1) != 0 {
+		return c.misaligned(u, lin, size)
+	}
 	return c.probeIn(c.space, u.ss, lin, size)
 }
 
