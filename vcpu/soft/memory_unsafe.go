@@ -94,7 +94,9 @@ func (c *CPU) readIn(sp space, ss bool, lin uint64, size uint8) (uint64, stop) {
 
 // readAcross reads an operand that crosses into another page.
 func (c *CPU) readAcross(sp space, ss bool, lin uint64, size uint8) (uint64, stop) {
-	if !c.canonicalPair(lin, size) {
+	// An AMD processor looks at both ends of an operand on the stack first, and at
+	// others page by page.
+	if ss && !c.canonicalPair(lin, size) {
 		return 0, c.notCanonical(ss)
 	}
 	var v uint64
@@ -141,7 +143,7 @@ func (c *CPU) writeIn(sp space, ss bool, lin uint64, size uint8, v uint64) stop 
 
 // writeAcross makes sure of both pages before it changes the first.
 func (c *CPU) writeAcross(sp space, ss bool, lin uint64, size uint8, v uint64) stop {
-	if !c.canonicalPair(lin, size) {
+	if ss && !c.canonicalPair(lin, size) {
 		return c.notCanonical(ss)
 	}
 	if s := c.probeIn(sp, ss, lin, size); s != next {
