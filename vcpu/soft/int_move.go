@@ -233,8 +233,8 @@ func lowerMovsxd(l *lowerer) bool {
 	if !l.long() {
 		return lowerARPL(l)
 	}
-	if in.OpSize != 8 { // a plain move
-		l.move(in.Reg, l.source(in.OpSize), in.OpSize)
+	if in.OpSize != 8 { // a plain move, which AMD's processors read 4 bytes for in any case
+		l.move(in.Reg, l.source(4), in.OpSize)
 		return true
 	}
 	if in.Mem {
