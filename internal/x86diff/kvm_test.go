@@ -11,9 +11,13 @@ import (
 	"github.com/vmkit-go/vmkit/vcpu/kvmcpu"
 )
 
-// hardware returns a subject on the host's KVM.
+// hardware returns the host's processor as a subject. That of the nested host is QEMU's emulation, which
+// differs from any, and breaks down over some cases.
 func hardware(t testing.TB) *KVM {
 	t.Helper()
+	if os.Getenv("VMKIT_NESTED") == "1" {
+		t.Skip("the processor here is an emulated one; the host around this one compares with its own")
+	}
 	k, err := NewKVM(kvmtest.Open(t))
 	if err != nil {
 		t.Fatal(err)
