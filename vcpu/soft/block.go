@@ -204,12 +204,17 @@ func (e *Engine) invalidate(gpa, n uint64) {
 	}
 }
 
+// codeAddress is the linear address of rip.
+func (c *CPU) codeAddress() uint64 {
+	if c.is64() {
+		return c.rip
+	}
+	return uint64(uint32(c.rip + c.seg[segCS].Base))
+}
+
 // lookup returns the block at rip, or the stop that fetching it gives.
 func (c *CPU) lookup() (*block, stop) {
-	lin := c.rip
-	if !c.is64() {
-		lin = uint64(uint32(lin + c.seg[segCS].Base))
-	}
+	lin := c.codeAddress()
 	j := &c.jumps[(lin^lin>>12)&(jumpCacheSize-1)]
 	it := &c.itlb[lin>>12&itlbMask]
 	if b := j.b; b != nil && j.lin == lin && it.tag == lin&pageMask|1 && it.page == b.page && b.mode == c.mode && !b.dead() && b.page2 == nil {
@@ -261,10 +266,7 @@ func (c *CPU) fetchPage(lin uint64) (*codePage, stop) {
 
 // lookupIn is lookup for a mode other than the current one.
 func (c *CPU) lookupIn(m mode) (*block, stop) {
-	lin := c.rip
-	if !c.is64() {
-		lin = uint64(uint32(lin + c.seg[segCS].Base))
-	}
+	lin := c.codeAddress()
 	b, s := c.lookupSlow(lin, m)
 	if s == next && m&(modeSize|modeFlat) < mode64 {
 		return c.withinCode(b)

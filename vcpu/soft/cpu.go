@@ -274,12 +274,16 @@ func (c *CPU) gp() stop { return c.raiseCode(excGP, 0) }
 
 // nextRIP is the address of the instruction after u's.
 func (c *CPU) nextRIP(u *uop) uint64 {
-	rip := c.r[regRIP] + uint64(u.off) + uint64(u.len)
+	return (c.r[regRIP] + uint64(u.off) + uint64(u.len)) & c.ripMask()
+}
+
+// ripMask has the bits of RIP that count.
+func (c *CPU) ripMask() uint64 {
 	switch c.mode & modeSize {
+	case mode64:
+		return ^uint64(0)
 	case mode32:
-		rip = uint64(uint32(rip))
-	case mode16:
-		rip = uint64(uint16(rip))
+		return 0xffffffff
 	}
-	return rip
+	return 0xffff
 }

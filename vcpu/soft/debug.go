@@ -85,10 +85,7 @@ func (c *CPU) beforeInstruction() bool {
 	if c.flags&flagRF != 0 || c.shadowMOVSS || c.dr7&0xff == 0 {
 		return true
 	}
-	lin := c.rip
-	if !c.is64() {
-		lin = uint64(uint32(lin + c.seg[segCS].Base))
-	}
+	lin := c.codeAddress()
 	var hits uint64
 	for i := range 4 {
 		if kind, on := c.breakKind(i); on && kind == breakCode && c.dr[i] == lin {

@@ -59,27 +59,19 @@ func (c *CPU) finish(u *uop) stop {
 	// that CPU.now stays right.
 	t := &c.tail
 	t.ops = c.tailOps[:0]
+	rest := false
 	for i := range b.ops {
-		if &b.ops[i] == u {
-			for _, o := range b.ops[i+1:] {
-				if o.n == u.n && o.kind != kindEnd {
-					t.ops = append(t.ops, o)
-				}
-			}
+		o := &b.ops[i]
+		if rest && o.n == u.n && o.kind != kindEnd {
+			t.ops = append(t.ops, *o)
 		}
+		rest = rest || o == u
 	}
 	t.n, t.need, t.mode = b.n, b.n, b.mode
 	end := *u
-	end.kind, end.fn = kindCall, (*CPU).endTail
+	end.kind, end.fn = kindCall, (*CPU).leaveBlock
 	t.ops = append(t.ops, end)
 	c.rip = c.r[regRIP]
 	c.left += b.n
 	return c.execute(t)
-}
-
-// endTail ends the block that finish made.
-func (c *CPU) endTail(u *uop) stop {
-	c.left += c.cur.n - int64(u.n) - 1
-	c.rip = c.nextRIP(u)
-	return event
 }

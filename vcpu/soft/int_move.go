@@ -193,10 +193,7 @@ func (c *CPU) move8(u *uop) stop {
 
 func (l *lowerer) moveImm(d, size uint8, v uint64) {
 	if size == 4 {
-		v = uint64(uint32(v))
-	}
-	if size == 4 {
-		size = 8
+		v, size = uint64(uint32(v)), 8
 	}
 	l.move(d, regZero, size)
 	l.ops[len(l.ops)-1].imm = v

@@ -40,16 +40,17 @@ func (l *lowerer) str(what uint8) {
 	u.imm = uint64(in.Rep)
 }
 
-// stringAddr is the linear address of index register r, of u.x bytes, in segment seg.
-func (c *CPU) stringAddr(u *uop, r, seg uint8) (uint64, stop) {
-	off := c.get(r, u.x)
+// stringAddr is the linear address of an operand of size bytes at index register r, of
+// which addrSize bytes count, in segment seg.
+func (c *CPU) stringAddr(r, seg, addrSize, size uint8) (uint64, stop) {
+	off := c.get(r, addrSize)
 	if c.is64() {
 		if seg >= segFS {
 			off += c.seg[seg].Base
 		}
 		return off, next
 	}
-	if g := &c.seg[seg]; g.Unusable || !within(g, off, uint64(u.size)) {
+	if g := &c.seg[seg]; g.Unusable || !within(g, off, uint64(size)) {
 		if seg == segSS {
 			return 0, c.raiseCode(excSS, 0)
 		}
@@ -72,12 +73,12 @@ func (c *CPU) stringOnce(u *uop) stop {
 	var src, dst, v uint64
 	var s stop
 	if u.cc == strMovs || u.cc == strCmps || u.cc == strLods {
-		if src, s = c.stringAddr(u, regRSI, u.seg); s != next {
+		if src, s = c.stringAddr(regRSI, u.seg, u.x, u.size); s != next {
 			return s
 		}
 	}
 	if u.cc != strLods {
-		if dst, s = c.stringAddr(u, regRDI, segES); s != next {
+		if dst, s = c.stringAddr(regRDI, segES, u.x, u.size); s != next {
 			return s
 		}
 	}
@@ -157,15 +158,4 @@ func (c *CPU) stringRepeat(u *uop) stop {
 		return event
 	}
 	return link1
-}
-
-// ripMask has the bits of RIP that count.
-func (c *CPU) ripMask() uint64 {
-	switch c.mode & modeSize {
-	case mode64:
-		return ^uint64(0)
-	case mode32:
-		return 0xffffffff
-	}
-	return 0xffff
 }

@@ -126,7 +126,7 @@ func (c *CPU) ins(u *uop) stop {
 	if c.repeatOver(u) {
 		return done
 	}
-	lin, s := c.stringAddress(segES, c.r[regRDI], u)
+	lin, s := c.stringAddr(regRDI, segES, u.cc, u.size)
 	if s != next {
 		return s
 	}
@@ -153,7 +153,7 @@ func (c *CPU) outs(u *uop) stop {
 	if c.repeatOver(u) {
 		return done
 	}
-	lin, s := c.stringAddress(u.x, c.r[regRSI], u)
+	lin, s := c.stringAddr(regRSI, u.x, u.cc, u.size)
 	if s != next {
 		return s
 	}
@@ -166,22 +166,6 @@ func (c *CPU) outs(u *uop) stop {
 	}
 	c.ioBreakpoints(port, u.size)
 	return c.repeated(u, regRSI)
-}
-
-// stringAddress is the linear address of a string operand.
-func (c *CPU) stringAddress(seg uint8, off uint64, u *uop) (uint64, stop) {
-	off &= maskOf(u.cc)
-	if c.is64() {
-		if seg >= segFS {
-			off += c.seg[seg].Base
-		}
-		return off, next
-	}
-	s := &c.seg[seg]
-	if s.Unusable || !within(s, off, uint64(u.size)) {
-		return 0, c.gp()
-	}
-	return uint64(uint32(s.Base + off)), next
 }
 
 // repeatOver reports whether there is nothing to repeat, and then goes on.

@@ -225,7 +225,7 @@ func (e *Engine) runTurn(c *CPU, exit *vcpu.Exit) bool {
 		return true
 	}
 	n := e.turnLeft
-	if t := e.clock.countAt(min(e.clock.next(), e.chips.Next())); t != never {
+	if t := e.clock.countAt(e.nextEvent()); t != never {
 		n = min(n, t-e.count)
 	}
 	if len(e.marks) > 0 {
@@ -325,9 +325,12 @@ func (c *CPU) runOne() {
 	}
 }
 
+// nextEvent is when the next timer of a device or a chip does something, or never.
+func (e *Engine) nextEvent() int64 { return min(e.clock.next(), e.chips.Next()) }
+
 // idle passes the time until something happens.
 func (e *Engine) idle() {
-	at := min(e.clock.next(), e.chips.Next())
+	at := e.nextEvent()
 	now := e.clock.at(e.count)
 	if at == never {
 		<-e.wake
