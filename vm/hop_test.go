@@ -5,8 +5,6 @@ import (
 	"context"
 	"fmt"
 	"io"
-	"os"
-	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -15,8 +13,6 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/vmkit-go/vmkit/disk"
-	"github.com/vmkit-go/vmkit/internal/debian"
-	"github.com/vmkit-go/vmkit/internal/guest"
 	"github.com/vmkit-go/vmkit/internal/kvmtest"
 	"github.com/vmkit-go/vmkit/vm"
 	"github.com/vmkit-go/vmkit/vm/boot"
@@ -80,28 +76,9 @@ func needSoft(t *testing.T) {
 }
 
 func hop(t *testing.T, cpus int, engines ...string) {
-	k, err := debian.FetchKernel(t.Context(), os.Stderr)
-	require.NoError(t, err)
-	kernel, err := os.Open(k.Image)
-	require.NoError(t, err)
-	defer kernel.Close()
-	initrd, err := guest.Initramfs(t.Context(), guest.Config{
-		Kernel:  k,
-		Modules: []string{"virtio_pci", "virtio_mmio", "virtio_blk"},
-		Files:   map[string]guest.File{"init": {Mode: 0o755, Data: []byte(hopInit)}},
-	})
-	require.NoError(t, err)
+	kernel, initrd := diskGuest(t, hopInit)
 	path := filepath.Join(t.TempDir(), "image")
-	require.NoError(t, os.WriteFile(path, nil, 0o600))
-	require.NoError(t, os.Truncate(path, 32<<20))
-	program := func(name string, args ...string) {
-		t.Helper()
-		tool, err := debian.LookProgram(name, "e2fsprogs")
-		require.NoError(t, err)
-		out, err := exec.CommandContext(t.Context(), tool, args...).CombinedOutput()
-		require.NoError(t, err, "%s %s: %s", name, args, out)
-	}
-	program("mke2fs", "-q", "-F", "-t", "ext4", path)
+	makeExt4(t, path, 32<<20)
 	image, err := disk.Open(path, disk.FileConfig{})
 	require.NoError(t, err)
 	defer image.Close()
@@ -168,5 +145,5 @@ func hop(t *testing.T, cpus int, engines ...string) {
 		require.Regexp(t, fmt.Sprintf(`wrote %d\D`, n+1), out.String())
 	}
 	require.NoError(t, image.Close())
-	program("e2fsck", "-f", "-n", path)
+	e2fsprogs(t, "e2fsck", "-f", "-n", path)
 }

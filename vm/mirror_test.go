@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -17,8 +16,6 @@ import (
 
 	"github.com/vmkit-go/vmkit/disk"
 	"github.com/vmkit-go/vmkit/disk/mirror"
-	"github.com/vmkit-go/vmkit/internal/debian"
-	"github.com/vmkit-go/vmkit/internal/guest"
 	"github.com/vmkit-go/vmkit/internal/kvmtest"
 	"github.com/vmkit-go/vmkit/vm"
 	"github.com/vmkit-go/vmkit/vm/boot"
@@ -56,31 +53,12 @@ poweroff -f
 // clean and every file has the content that the guest gave it.
 func TestMirror(t *testing.T) {
 	kvmtest.NeedNative(t, kvmtest.Open(t))
-	k, err := debian.FetchKernel(t.Context(), os.Stderr)
-	require.NoError(t, err)
-	kernel, err := os.Open(k.Image)
-	require.NoError(t, err)
-	defer kernel.Close()
-	initrd, err := guest.Initramfs(t.Context(), guest.Config{
-		Kernel:  k,
-		Modules: []string{"virtio_pci", "virtio_mmio", "virtio_blk"},
-		Files:   map[string]guest.File{"init": {Mode: 0o755, Data: []byte(mirrorInit)}},
-	})
-	require.NoError(t, err)
+	kernel, initrd := diskGuest(t, mirrorInit)
 
 	const size = 64 << 20
 	dir := t.TempDir()
 	image := func(i int) string { return filepath.Join(dir, fmt.Sprintf("%d.img", i)) }
-	program := func(name string, args ...string) {
-		t.Helper()
-		path, err := debian.LookProgram(name, "e2fsprogs")
-		require.NoError(t, err)
-		out, err := exec.CommandContext(t.Context(), path, args...).CombinedOutput()
-		require.NoError(t, err, "%s %s: %s", name, args, out)
-	}
-	require.NoError(t, os.WriteFile(image(0), nil, 0o600))
-	require.NoError(t, os.Truncate(image(0), size))
-	program("mke2fs", "-q", "-F", "-t", "ext4", image(0))
+	makeExt4(t, image(0), size)
 
 	source, err := disk.Open(image(0), disk.FileConfig{})
 	require.NoError(t, err)
@@ -164,10 +142,10 @@ func TestMirror(t *testing.T) {
 	require.Contains(t, out.String(), "unmounted\n")
 	require.NotContains(t, out.String(), "error")
 
-	program("e2fsck", "-f", "-n", image(2))
+	e2fsprogs(t, "e2fsck", "-f", "-n", image(2))
 	tree := filepath.Join(dir, "tree")
 	require.NoError(t, os.Mkdir(tree, 0o700))
-	program("debugfs", "-R", "rdump / "+tree, image(2))
+	e2fsprogs(t, "debugfs", "-R", "rdump / "+tree, image(2))
 	sums, err := os.ReadFile(filepath.Join(tree, "sums"))
 	require.NoError(t, err)
 	files := 0

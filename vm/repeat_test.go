@@ -9,7 +9,6 @@ import (
 	"io"
 	"math/rand/v2"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"runtime"
 	"runtime/debug"
@@ -86,12 +85,7 @@ func newRepeater(t *testing.T) *repeater {
 	})
 	require.NoError(t, err)
 	path := filepath.Join(t.TempDir(), "image")
-	require.NoError(t, os.WriteFile(path, nil, 0o600))
-	require.NoError(t, os.Truncate(path, 16<<20))
-	mke2fs, err := debian.LookProgram("mke2fs", "e2fsprogs")
-	require.NoError(t, err)
-	out, err := exec.CommandContext(t.Context(), mke2fs, "-q", "-F", "-t", "ext4", path).CombinedOutput()
-	require.NoError(t, err, "%s", out)
+	makeExt4(t, path, 16<<20)
 	r.image, err = os.ReadFile(path)
 	require.NoError(t, err)
 	return r

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -16,8 +15,6 @@ import (
 
 	"github.com/vmkit-go/vmkit/disk"
 	"github.com/vmkit-go/vmkit/disk/thin"
-	"github.com/vmkit-go/vmkit/internal/debian"
-	"github.com/vmkit-go/vmkit/internal/guest"
 	"github.com/vmkit-go/vmkit/internal/kvmtest"
 	"github.com/vmkit-go/vmkit/vm"
 	"github.com/vmkit-go/vmkit/vm/boot"
@@ -29,31 +26,12 @@ import (
 // clean and every file has the content that the guest gave it.
 func TestThinPool(t *testing.T) {
 	kvmtest.NeedNative(t, kvmtest.Open(t))
-	k, err := debian.FetchKernel(t.Context(), os.Stderr)
-	require.NoError(t, err)
-	kernel, err := os.Open(k.Image)
-	require.NoError(t, err)
-	defer kernel.Close()
-	initrd, err := guest.Initramfs(t.Context(), guest.Config{
-		Kernel:  k,
-		Modules: []string{"virtio_pci", "virtio_mmio", "virtio_blk"},
-		Files:   map[string]guest.File{"init": {Mode: 0o755, Data: []byte(mirrorInit)}}, // it discards, too
-	})
-	require.NoError(t, err)
+	kernel, initrd := diskGuest(t, mirrorInit) // it discards, too
 
 	const size = 64 << 20
 	dir := t.TempDir()
 	image := filepath.Join(dir, "image")
-	program := func(name string, args ...string) {
-		t.Helper()
-		path, err := debian.LookProgram(name, "e2fsprogs")
-		require.NoError(t, err)
-		out, err := exec.CommandContext(t.Context(), path, args...).CombinedOutput()
-		require.NoError(t, err, "%s %s: %s", name, args, out)
-	}
-	require.NoError(t, os.WriteFile(image, nil, 0o600))
-	require.NoError(t, os.Truncate(image, size))
-	program("mke2fs", "-q", "-F", "-t", "ext4", image)
+	makeExt4(t, image, size)
 
 	store, err := disk.Create(filepath.Join(dir, "pool"), 0, disk.FileConfig{})
 	require.NoError(t, err)
@@ -172,7 +150,7 @@ func TestThinPool(t *testing.T) {
 	require.NoError(t, other.Close())
 	require.NoError(t, pool.Close())
 	require.NoError(t, os.WriteFile(image, p, 0o600))
-	program("e2fsck", "-f", "-n", image)
+	e2fsprogs(t, "e2fsck", "-f", "-n", image)
 }
 
 // fill writes what is not zero in a file to a disk.
