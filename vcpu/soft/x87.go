@@ -47,19 +47,22 @@ func registerX87() {
 func lowerX87(l *lowerer) bool {
 	in := &l.in
 	op, reg, rm := in.Op&7, in.Reg&7, in.RM&7
-	var f x87Form
+	forms := &x87Register
+	if in.Mem {
+		forms = &x87Memory
+	}
+	f := forms[op][reg]
+	if f == nil || !in.Mem && !x87Exists(op, reg, rm) {
+		return false
+	}
+	if x87NoWait(op, reg, in.Mem) {
+		l.call((*CPU).x87Here)
+	} else {
+		l.call((*CPU).x87Ready)
+	}
 	var o operand
 	if in.Mem {
-		f = x87Memory[op][reg]
 		o = l.mem()
-	} else {
-		f = x87Register[op][reg]
-		if !x87Exists(op, reg, rm) {
-			return false
-		}
-	}
-	if f == nil {
-		return false
 	}
 	u := l.call(f)
 	if in.Mem {
@@ -70,6 +73,15 @@ func lowerX87(l *lowerer) bool {
 	u.cc = uint8(bit(in.Mem))
 	u.size = in.OpSize
 	return true
+}
+
+// x87NoWait tells the control instructions that do not look for faults that are due: FNCLEX
+// and FNINIT, FNSTSW, FNSTCW, FNSTENV and FNSAVE.
+func x87NoWait(op, reg uint8, mem bool) bool {
+	if mem {
+		return (op == 1 || op == 5) && reg >= 6
+	}
+	return (op == 3 || op == 7) && reg == 4
 }
 
 // x87Exists tells the groups of which not every rm is an instruction.
@@ -91,23 +103,32 @@ func x87Exists(op, reg, rm uint8) bool {
 	return true
 }
 
-// x87Check makes sure that there is an x87 to use, and with wait that no fault of it is
-// due.
-func (c *CPU) x87Check(wait bool) stop {
+// x87Here makes sure that there is an x87 to use, and x87Ready that no fault of it is due
+// either. Each instruction begins with one of them.
+func (c *CPU) x87Here(*uop) stop {
 	if c.cr0&(cr0EM|cr0TS) != 0 {
 		return c.raise(excNM)
 	}
-	if wait && c.fpu.pending() {
+	return next
+}
+
+func (c *CPU) x87Ready(u *uop) stop {
+	if s := c.x87Here(u); s != next {
+		return s
+	}
+	return c.x87Fault()
+}
+
+// x87Fault raises the fault that is due, if there is one.
+func (c *CPU) x87Fault() stop {
+	if c.fpu.pending() {
 		return c.raise(excMF)
 	}
 	return next
 }
 
-// x87Begin is x87Check, and the environment for an instruction that computes.
-func (c *CPU) x87Begin() (float.X87, stop) {
-	s := c.x87Check(true)
-	return float.X87{CW: c.fpu.cw, SW: c.fpu.sw}, s
-}
+// x87Env is the environment for an instruction that computes.
+func (c *CPU) x87Env() float.X87 { return float.X87{CW: c.fpu.cw, SW: c.fpu.sw} }
 
 // x87End takes over the flags, and notes which instruction it was.
 func (c *CPU) x87End(u *uop, e *float.X87) stop {
@@ -180,18 +201,12 @@ func (c *CPU) fwait(*uop) stop {
 	if c.cr0&(cr0MP|cr0TS) == cr0MP|cr0TS {
 		return c.raise(excNM)
 	}
-	if c.fpu.pending() {
-		return c.raise(excMF)
-	}
-	return next
+	return c.x87Fault()
 }
 
 // farithMem is arithmetic and comparison of ST(0) with memory.
 func (c *CPU) farithMem(u *uop) stop {
-	e, s := c.x87Begin()
-	if s != next {
-		return s
-	}
+	e := c.x87Env()
 	op := u.imm >> 8
 	size := uint8(4)
 	if op == 4 {
@@ -243,10 +258,7 @@ func (c *CPU) farithMem(u *uop) stop {
 // farith is arithmetic and comparison between registers: D8 to ST(0), DC and DE to
 // ST(i), of which DE pops.
 func (c *CPU) farith(u *uop) stop {
-	e, s := c.x87Begin()
-	if s != next {
-		return s
-	}
+	e := c.x87Env()
 	op, k, i := u.imm>>8, float.Op(u.d), u.s
 	a, okA := c.x87Get(&e, 0)
 	b, okB := c.x87Get(&e, i)
@@ -289,10 +301,7 @@ func (c *CPU) farith(u *uop) stop {
 }
 
 func (c *CPU) fucompp(u *uop) stop {
-	e, s := c.x87Begin()
-	if s != next {
-		return s
-	}
+	e := c.x87Env()
 	a, okA := c.x87Get(&e, 0)
 	b, okB := c.x87Get(&e, 1)
 	ok := okA && okB
@@ -310,10 +319,7 @@ func (c *CPU) fucompp(u *uop) stop {
 
 // fucom is FUCOM and FUCOMP.
 func (c *CPU) fucom(u *uop) stop {
-	e, s := c.x87Begin()
-	if s != next {
-		return s
-	}
+	e := c.x87Env()
 	a, okA := c.x87Get(&e, 0)
 	b, okB := c.x87Get(&e, u.s)
 	ok := okA && okB
@@ -330,10 +336,7 @@ func (c *CPU) fucom(u *uop) stop {
 
 // fcomi is FCOMI, FUCOMI (reg 5), and with opcode DF the forms that pop.
 func (c *CPU) fcomi(u *uop) stop {
-	e, s := c.x87Begin()
-	if s != next {
-		return s
-	}
+	e := c.x87Env()
 	a, okA := c.x87Get(&e, 0)
 	b, okB := c.x87Get(&e, u.s)
 	ok := okA && okB
@@ -350,10 +353,7 @@ func (c *CPU) fcomi(u *uop) stop {
 
 // fcmov is FCMOVB, FCMOVE, FCMOVBE and FCMOVU, and with opcode DB their opposites.
 func (c *CPU) fcmov(u *uop) stop {
-	e, s := c.x87Begin()
-	if s != next {
-		return s
-	}
+	e := c.x87Env()
 	v, ok := c.x87Get(&e, u.s)
 	if ok && c.fpu.empty(0) {
 		v, ok = c.x87Get(&e, 0)
@@ -367,10 +367,7 @@ func (c *CPU) fcmov(u *uop) stop {
 }
 
 func (c *CPU) fxch(u *uop) stop {
-	e, s := c.x87Begin()
-	if s != next {
-		return s
-	}
+	e := c.x87Env()
 	a, okA := c.x87Get(&e, 0)
 	b, okB := c.x87Get(&e, u.s)
 	e.SW &^= float.C1
@@ -382,19 +379,13 @@ func (c *CPU) fxch(u *uop) stop {
 }
 
 func (c *CPU) fnop(u *uop) stop {
-	e, s := c.x87Begin()
-	if s != next {
-		return s
-	}
+	e := c.x87Env()
 	return c.x87End(u, &e)
 }
 
 // ffree is FFREE, and with opcode DF FFREEP.
 func (c *CPU) ffree(u *uop) stop {
-	e, s := c.x87Begin()
-	if s != next {
-		return s
-	}
+	e := c.x87Env()
 	c.fpu.tw &^= 1 << c.fpu.st(u.s)
 	if u.imm>>8 == 7 {
 		c.fpu.x87Pop(&e)
@@ -404,10 +395,7 @@ func (c *CPU) ffree(u *uop) stop {
 
 // fldReg is FLD ST(i).
 func (c *CPU) fldReg(u *uop) stop {
-	e, s := c.x87Begin()
-	if s != next {
-		return s
-	}
+	e := c.x87Env()
 	v, ok := c.x87Get(&e, u.s)
 	if ok {
 		empty := c.fpu.empty(u.s)
@@ -424,10 +412,7 @@ func (c *CPU) fldReg(u *uop) stop {
 
 // fstReg is FST ST(i) and FSTP ST(i), and the old names of the latter.
 func (c *CPU) fstReg(u *uop) stop {
-	e, s := c.x87Begin()
-	if s != next {
-		return s
-	}
+	e := c.x87Env()
 	v, ok := c.x87Get(&e, 0)
 	e.SW &^= float.C1
 	if ok {
@@ -441,9 +426,6 @@ func (c *CPU) fstReg(u *uop) stop {
 
 // fcontrol is FNCLEX and FNINIT, and those of the 8087 and 80287 that do nothing.
 func (c *CPU) fcontrol(u *uop) stop {
-	if s := c.x87Check(false); s != next {
-		return s
-	}
 	switch u.s {
 	case 2:
 		c.fpu.sw &^= 0x80ff
@@ -454,19 +436,13 @@ func (c *CPU) fcontrol(u *uop) stop {
 }
 
 func (c *CPU) fnstswAX(*uop) stop {
-	if s := c.x87Check(false); s != next {
-		return s
-	}
 	c.set(regRAX, 2, uint64(c.fpu.sw))
 	return next
 }
 
 // fsign is FCHS, FABS, FTST and FXAM.
 func (c *CPU) fsign(u *uop) stop {
-	e, s := c.x87Begin()
-	if s != next {
-		return s
-	}
+	e := c.x87Env()
 	if u.s == 5 { // FXAM takes an empty register as well
 		v := c.fpu.get(0)
 		e.Examine(v)
@@ -499,20 +475,14 @@ func (c *CPU) fsign(u *uop) stop {
 }
 
 func (c *CPU) fconst(u *uop) stop {
-	e, s := c.x87Begin()
-	if s != next {
-		return s
-	}
+	e := c.x87Env()
 	c.x87Load(&e, e.Constant(u.s))
 	return c.x87End(u, &e)
 }
 
 // ftrans is opcode D9 with ModRM F0 to FF.
 func (c *CPU) ftrans(u *uop) stop {
-	e, s := c.x87Begin()
-	if s != next {
-		return s
-	}
+	e := c.x87Env()
 	k := u.d&1<<3 | u.s
 	if k == 6 || k == 7 { // FDECSTP, FINCSTP
 		d := uint16(1 << 11)

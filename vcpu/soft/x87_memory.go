@@ -11,10 +11,7 @@ func (c *CPU) x87Read(u *uop, p []byte) stop { return c.readBytes(u, c.addr(u), 
 
 // fld is FLD of a float32 (D9) or a float64 (DD).
 func (c *CPU) fld(u *uop) stop {
-	e, s := c.x87Begin()
-	if s != next {
-		return s
-	}
+	e := c.x87Env()
 	size := uint8(4)
 	if u.imm>>8 == 5 {
 		size = 8
@@ -41,10 +38,7 @@ func (c *CPU) fld(u *uop) stop {
 }
 
 func (c *CPU) fld80(u *uop) stop {
-	e, s := c.x87Begin()
-	if s != next {
-		return s
-	}
+	e := c.x87Env()
 	var b [10]byte
 	if s := c.x87Read(u, b[:]); s != next {
 		return s
@@ -56,10 +50,7 @@ func (c *CPU) fld80(u *uop) stop {
 
 // fild is FILD of 16 (DF /0), 32 (DB /0) or 64 bits (DF /5).
 func (c *CPU) fild(u *uop) stop {
-	e, s := c.x87Begin()
-	if s != next {
-		return s
-	}
+	e := c.x87Env()
 	size := uint8(4)
 	if u.imm>>8 == 7 {
 		size = 2
@@ -77,10 +68,7 @@ func (c *CPU) fild(u *uop) stop {
 }
 
 func (c *CPU) fbld(u *uop) stop {
-	e, s := c.x87Begin()
-	if s != next {
-		return s
-	}
+	e := c.x87Env()
 	var b [10]byte
 	if s := c.x87Read(u, b[:]); s != next {
 		return s
@@ -90,9 +78,29 @@ func (c *CPU) fbld(u *uop) stop {
 	return c.x87End(u, &e)
 }
 
-// stored ends an instruction that has stored, or was not to because of an exception.
-func (c *CPU) x87Stored(u *uop, e *float.X87, s stop, ok, pop bool) stop {
-	if ok && pop {
+// x87Store ends an instruction that stores m, and perhaps pops, unless an exception keeps
+// it from that; the operand has to be writable in any case.
+func (c *CPU) x87Store(u *uop, e *float.X87, size uint8, m uint64, ok, pop bool) stop {
+	if !ok {
+		return c.x87Stored(u, e, c.probe(u, c.addr(u), size), false)
+	}
+	return c.x87Stored(u, e, c.write(u, c.addr(u), size, m), pop)
+}
+
+// x87Store80 is x87Store for 10 bytes, after which the register is popped.
+func (c *CPU) x87Store80(u *uop, e *float.X87, b *[10]byte, ok bool) stop {
+	if !ok {
+		return c.x87Stored(u, e, c.probe(u, c.addr(u), 10), false)
+	}
+	return c.x87Stored(u, e, c.writeBytes(u, c.addr(u), b[:]), true)
+}
+
+// x87Stored ends an instruction after its store, of which s is the outcome.
+func (c *CPU) x87Stored(u *uop, e *float.X87, s stop, pop bool) stop {
+	if s > leave {
+		return s
+	}
+	if pop {
 		c.fpu.x87Pop(e)
 	}
 	return max(s, c.x87End(u, e))
@@ -100,10 +108,7 @@ func (c *CPU) x87Stored(u *uop, e *float.X87, s stop, ok, pop bool) stop {
 
 // fst is FST and FSTP (reg 3) of a float32 (D9) or a float64 (DD).
 func (c *CPU) fst(u *uop) stop {
-	e, s := c.x87Begin()
-	if s != next {
-		return s
-	}
+	e := c.x87Env()
 	v, ok := c.x87Get(&e, 0)
 	size := uint8(4)
 	var m uint64
@@ -121,44 +126,22 @@ func (c *CPU) fst(u *uop) stop {
 			m = uint64(m32)
 		}
 	}
-	if !ok {
-		s = c.probe(u, c.addr(u), size)
-	} else {
-		s = c.write(u, c.addr(u), size, m)
-	}
-	if s > leave {
-		return s
-	}
-	return c.x87Stored(u, &e, s, ok, u.d == 3)
+	return c.x87Store(u, &e, size, m, ok, u.d == 3)
 }
 
 func (c *CPU) fstp80(u *uop) stop {
-	e, s := c.x87Begin()
-	if s != next {
-		return s
-	}
+	e := c.x87Env()
 	v, ok := c.x87Get(&e, 0)
 	e.SW &^= float.C1
 	var b [10]byte
 	binary.LittleEndian.PutUint64(b[:], v.Mant)
 	binary.LittleEndian.PutUint16(b[8:], v.SE)
-	if !ok {
-		s = c.probe(u, c.addr(u), 10)
-	} else {
-		s = c.writeBytes(u, c.addr(u), b[:])
-	}
-	if s > leave {
-		return s
-	}
-	return c.x87Stored(u, &e, s, ok, true)
+	return c.x87Store80(u, &e, &b, ok)
 }
 
 // fist is FIST, FISTP and FISTTP (reg 1) of 16, 32 or 64 bits.
 func (c *CPU) fist(u *uop) stop {
-	e, s := c.x87Begin()
-	if s != next {
-		return s
-	}
+	e := c.x87Env()
 	size := uint8(4)
 	switch op := u.imm >> 8; {
 	case op == 5 || op == 7 && u.d == 7:
@@ -183,42 +166,20 @@ func (c *CPU) fist(u *uop) stop {
 			m, ok = e.Int64(v, trunc)
 		}
 	}
-	if !ok {
-		s = c.probe(u, c.addr(u), size)
-	} else {
-		s = c.write(u, c.addr(u), size, uint64(m))
-	}
-	if s > leave {
-		return s
-	}
-	return c.x87Stored(u, &e, s, ok, u.d != 2)
+	return c.x87Store(u, &e, size, uint64(m), ok, u.d != 2)
 }
 
 func (c *CPU) fbstp(u *uop) stop {
-	e, s := c.x87Begin()
-	if s != next {
-		return s
-	}
+	e := c.x87Env()
 	v, ok := c.x87Get(&e, 0)
 	b := [10]byte{7: 0xc0, 8: 0xff, 9: 0xff}
 	if !c.fpu.empty(0) {
 		b, ok = e.StoreBCD(v)
 	}
-	if !ok {
-		s = c.probe(u, c.addr(u), 10)
-	} else {
-		s = c.writeBytes(u, c.addr(u), b[:])
-	}
-	if s > leave {
-		return s
-	}
-	return c.x87Stored(u, &e, s, ok, true)
+	return c.x87Store80(u, &e, &b, ok)
 }
 
 func (c *CPU) fldcw(u *uop) stop {
-	if s := c.x87Check(true); s != next {
-		return s
-	}
 	v, s := c.read(u, c.addr(u), 2)
 	if s != next {
 		return s
@@ -235,16 +196,10 @@ func (f *fpu) setCW(v uint16) {
 }
 
 func (c *CPU) fnstcw(u *uop) stop {
-	if s := c.x87Check(false); s != next {
-		return s
-	}
 	return c.write(u, c.addr(u), 2, uint64(c.fpu.cw))
 }
 
 func (c *CPU) fnstsw(u *uop) stop {
-	if s := c.x87Check(false); s != next {
-		return s
-	}
 	return c.write(u, c.addr(u), 2, uint64(c.fpu.sw))
 }
 
@@ -330,9 +285,6 @@ func (c *CPU) getEnv(p []byte, size uint8) {
 }
 
 func (c *CPU) fnstenv(u *uop) stop {
-	if s := c.x87Check(false); s != next {
-		return s
-	}
 	var b [28]byte
 	n := c.putEnv(b[:], u.size)
 	s := c.writeWords(u, c.addr(u), b[:n], min(u.size, 4))
@@ -344,9 +296,6 @@ func (c *CPU) fnstenv(u *uop) stop {
 }
 
 func (c *CPU) fldenv(u *uop) stop {
-	if s := c.x87Check(true); s != next {
-		return s
-	}
 	b := c.area[:28]
 	if u.size == 2 {
 		b = b[:14]
@@ -359,9 +308,6 @@ func (c *CPU) fldenv(u *uop) stop {
 }
 
 func (c *CPU) fnsave(u *uop) stop {
-	if s := c.x87Check(false); s != next {
-		return s
-	}
 	b := c.area[:108]
 	n := c.putEnv(b, u.size)
 	for i := range uint8(8) {
@@ -378,9 +324,6 @@ func (c *CPU) fnsave(u *uop) stop {
 }
 
 func (c *CPU) frstor(u *uop) stop {
-	if s := c.x87Check(true); s != next {
-		return s
-	}
 	n := 28
 	if u.size == 2 {
 		n = 14
