@@ -159,6 +159,7 @@ func (d *Disk) fetch(g []*flight) {
 	} else if !demand {
 		d.arrived(size)
 	}
+	d.account(g, size, err) // first: who has read content finds it in the status
 	for _, f := range g {
 		if f.err = err; err != nil {
 			f.data = nil
@@ -180,13 +181,24 @@ func (d *Disk) get(src image.Source, name string, off int64, buf []byte, check f
 	return src.Fetch(d.ctx, name, off, buf, check)
 }
 
+// account notes what has come of a run of flights.
+func (d *Disk) account(g []*flight, size int64, err error) {
+	if err == nil {
+		for _, f := range g {
+			if f.demand {
+				d.chunks.set(f.chunk.N, fetched)
+			} else if d.chunks.get(f.chunk.N) == absent {
+				d.chunks.set(f.chunk.N, prefetched)
+			}
+		}
+	}
+	d.mu.Lock()
+	d.count.add(g, size, err)
+	d.mu.Unlock()
+}
+
 // keep puts a chunk where later reads find it.
 func (d *Disk) keep(f *flight) {
-	if f.demand {
-		d.chunks.set(f.chunk.N, fetched)
-	} else if d.chunks.get(f.chunk.N) == absent {
-		d.chunks.set(f.chunk.N, prefetched)
-	}
 	if c := d.cfg.Cache; c != nil {
 		err := c.Put(f.chunk.Hash, f.data)
 		d.mu.Lock()
@@ -219,7 +231,6 @@ func (d *Disk) landed(g []*flight, size int64, err error) {
 	} else {
 		d.sched.keeping--
 	}
-	d.count.add(g, size, err)
 	d.mu.Unlock()
 	d.nudge()
 }

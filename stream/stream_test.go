@@ -576,6 +576,19 @@ func TestDamagedCache(t *testing.T) {
 	require.Positive(t, d.Status().DemandBytes)
 }
 
+// Whoever has read content finds it in the status, at once.
+func TestStatusAfterRead(t *testing.T) {
+	p := publish(t, 1<<20, image.PackConfig{})
+	for range 100 {
+		d := open(t, p, stream.Config{NoPrefetch: true})
+		requireContent(t, d, p.want)
+		s := d.Status()
+		require.EqualValues(t, s.Chunks, s.Fetched)
+		require.Positive(t, s.DemandBytes)
+		require.NoError(t, d.Close())
+	}
+}
+
 func TestStatusOverHTTP(t *testing.T) {
 	p := publish(t, 1<<20, image.PackConfig{})
 	d := open(t, p, stream.Config{NoPrefetch: true})

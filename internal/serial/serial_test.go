@@ -277,12 +277,12 @@ func TestLoopback(t *testing.T) {
 func TestInputWaits(t *testing.T) {
 	b := newBench(t)
 	big := bytes.Repeat([]byte("0123456789abcdef"), inputMax/16+100)
+	b.set(regIIR, fcrEnable) // before there is input, of which it would drop what was received
 	done := make(chan error, 1)
 	go func() {
 		_, err := b.Input(context.Background(), big)
 		done <- err
 	}()
-	b.set(regIIR, fcrEnable)
 	var got []byte
 	deadline := time.Now().Add(20 * time.Second)
 	for len(got) < len(big) && time.Now().Before(deadline) {
