@@ -227,7 +227,9 @@ type CPU struct {
 
 	tlbs  [3]dataTLB // kernel; kernel while AC lifts SMAP; user
 	itlbs [2]codeTLB // kernel; user
-	jumps [jumpCacheSize]jump
+	// writable has the pages that the entries of tlbs let writes go to.
+	writable [3][tlbSize]uint64
+	jumps    [jumpCacheSize]jump
 
 	cur     *block // that runs
 	tail    block  // see finish

@@ -178,7 +178,7 @@ func (h *hostile) check() {
 		}
 		for sp := range c.tlbs {
 			for i, e := range c.tlbs[sp] {
-				for _, tag := range [2]uint64{e.rtag, e.wtag} {
+				for _, tag := range [3]uint64{e.rtag, e.wtag, c.writable[sp][i]} {
 					if at := e.add + tag; tag != noTag && (at >= size || at&(pageSize-1) != 0) {
 						h.t.Fatalf("seed %d: entry %d of TLB %d leads to %#x", h.seed, i, sp, at)
 					}

@@ -6,6 +6,12 @@ import "unsafe"
 // entry of dataTLB holds one page; its tags are the page's linear address where
 // reads and writes need no further look, or noTag. Adding add to a linear address
 // of the page gives its distance from CPU.base.
+//
+// A write tag is missing as well where the translation lets writes through but they
+// must be seen, because the page holds code or is clean in the dirty log. The page is
+// in CPU.writable then, so that such a write uses the translation that is there: the host
+// says when the dirty log is read, and if the tables were walked again after that, a
+// guest that had changed them without INVLPG would tell.
 const (
 	tlbBits = 9
 	tlbSize = 1 << tlbBits
@@ -172,7 +178,7 @@ func (c *CPU) probeIn(sp space, ss bool, lin uint64, size uint8) stop {
 	last := lin + uint64(size) - 1
 	for _, a := range [2]uint64{lin, last & pageMask} { // CR2 is the first byte that faults
 		a = c.wrap(a)
-		if e := &c.tlbs[sp][a>>12&tlbMask]; e.wtag != a&pageMask {
+		if c.writable[sp][a>>12&tlbMask] != a&pageMask {
 			if s := c.check(sp, ss, a, accessWrite); s != next {
 				return s
 			}
@@ -291,6 +297,12 @@ func storeHost(p unsafe.Pointer, size uint8, v uint64) {
 // with code it drops what was made of the bytes, and returns leave if that concerns
 // the running block.
 func (c *CPU) touch(sp space, ss bool, lin uint64, size uint8, kind accessKind) (unsafe.Pointer, stop) {
+	i := lin >> 12 & tlbMask
+	e := &c.tlbs[sp][i]
+	if kind == accessWrite && c.writable[sp][i] == lin&pageMask {
+		p := unsafe.Add(c.base, int(e.add+lin))
+		return p, c.seen(e, lin, c.e.address(p), size)
+	}
 	gpa, how, s := c.translate(sp, ss, lin, kind)
 	if s != next {
 		return nil, s
@@ -299,15 +311,17 @@ func (c *CPU) touch(sp space, ss bool, lin uint64, size uint8, kind accessKind) 
 	if page == nil || c.watched {
 		return c.touchSpecial(lin, gpa, size, kind, page)
 	}
-	e := &c.tlbs[sp][lin>>12&tlbMask]
 	e.add = uint64(uintptr(page)) - uint64(uintptr(c.base)) - lin&pageMask
 	p := unsafe.Add(page, int(lin&(pageSize-1)))
 	if kind == accessRead {
 		if e.rtag != lin&pageMask {
-			e.rtag, e.wtag = lin&pageMask, noTag
+			e.rtag, e.wtag, c.writable[sp][i] = lin&pageMask, noTag, noTag
 		}
-		if how&mayWrite != 0 && !c.e.slowWrite(gpa) {
-			e.wtag = lin & pageMask
+		if how&mayWrite != 0 {
+			c.writable[sp][i] = lin & pageMask
+			if !c.e.slowWrite(gpa) {
+				e.wtag = lin & pageMask
+			}
 		}
 		return p, next
 	}
@@ -316,12 +330,18 @@ func (c *CPU) touch(sp space, ss bool, lin uint64, size uint8, kind accessKind) 
 	} else {
 		e.rtag = noTag
 	}
-	e.wtag = noTag
-	if !c.e.slowWrite(gpa) {
-		e.wtag = lin & pageMask
-		return p, next
+	e.wtag, c.writable[sp][i] = noTag, lin&pageMask
+	return p, c.seen(e, lin, gpa, size)
+}
+
+// seen is what a write to gpa brings about for which there is a translation, but no
+// write tag.
+func (c *CPU) seen(e *tlbEntry, lin, gpa uint64, size uint8) stop {
+	if c.e.slowWrite(gpa) {
+		return c.e.wrote(c, gpa, size)
 	}
-	return p, c.e.wrote(c, gpa, size)
+	e.wtag = lin & pageMask
+	return next
 }
 
 // flushTLB forgets all translations.
@@ -329,7 +349,7 @@ func (c *CPU) flushTLB() {
 	for i := range c.tlbs {
 		t := &c.tlbs[i]
 		for j := range t {
-			t[j].rtag, t[j].wtag = noTag, noTag
+			t[j].rtag, t[j].wtag, c.writable[i][j] = noTag, noTag, noTag
 		}
 	}
 	for i := range c.itlbs {
@@ -341,7 +361,7 @@ func (c *CPU) flushTLB() {
 func (c *CPU) flushPage(lin uint64) {
 	i := lin >> 12 & tlbMask
 	for j := range c.tlbs {
-		c.tlbs[j][i].rtag, c.tlbs[j][i].wtag = noTag, noTag
+		c.tlbs[j][i].rtag, c.tlbs[j][i].wtag, c.writable[j][i] = noTag, noTag, noTag
 	}
 	for j := range c.itlbs {
 		c.itlbs[j][lin>>12&itlbMask] = itlbEntry{}

@@ -43,6 +43,16 @@ func (e *Engine) ram(gpa uint64) unsafe.Pointer {
 	return unsafe.Add(r.host, int((gpa-r.base)&pageMask))
 }
 
+// address is the inverse of ram: the guest-physical address of a byte of RAM.
+func (e *Engine) address(p unsafe.Pointer) uint64 {
+	for _, r := range e.regions {
+		if off := uint64(uintptr(p)) - uint64(uintptr(r.host)); off < r.size {
+			return r.base + off
+		}
+	}
+	panic("soft: a TLB entry leads out of guest memory")
+}
+
 // load64 and its like access guest-physical memory as the page walker does. The
 // operand is aligned.
 func (e *Engine) load64(gpa uint64) (uint64, bool) {
