@@ -41,6 +41,9 @@ func newEngine(mem *memory.Memory, cfg Config, cpuid vcpu.CPUID) (vcpu.Engine, s
 	switch name {
 	case EngineKVM:
 		k := kvmcpu.Config{CPUs: cfg.CPUs, Model: cfg.Model, CPUID: cpuid}
+		if cfg.UserChips {
+			k.Chips = kvmcpu.ChipsUser
+		}
 		if cfg.Portable {
 			k.Within = soft.Supported()
 		}

@@ -59,6 +59,16 @@ func TestHop(t *testing.T) {
 	}
 }
 
+// TestUserChips boots on KVM with the interrupt chips in user space, goes on with
+// those of the kernel, and ends where it began.
+func TestUserChips(t *testing.T) {
+	kvmtest.NeedNative(t, kvmtest.Open(t))
+	hop(t, 2, kvmUserChips, vm.EngineKVM, kvmUserChips)
+}
+
+// kvmUserChips is hop's name for KVM with UserChips.
+const kvmUserChips = "user chips"
+
 // TestHopSoft is the same without KVM: in software, saved, and in software.
 func TestHopSoft(t *testing.T) {
 	needSoft(t)
@@ -99,6 +109,9 @@ func hop(t *testing.T, cpus int, engines ...string) {
 			CPUs: cpus, Memory: 256 << 20, Engine: engine, Portable: true,
 			Serial: vm.Serial{In: keys, Out: out}, Devices: []virtio.Device{dev},
 		}
+		if engine == kvmUserChips {
+			cfg.Engine, cfg.UserChips = vm.EngineKVM, true
+		}
 		var m *vm.Machine
 		if i == 0 {
 			cfg.Boot = boot.Linux{Kernel: kernel, Initrd: bytes.NewReader(initrd), Cmdline: "console=ttyS0 panic=-1 quiet"}
@@ -107,7 +120,7 @@ func hop(t *testing.T, cpus int, engines ...string) {
 			m, err = vm.Load(cfg, &saved)
 		}
 		require.NoError(t, err)
-		require.Equal(t, engine, m.Engine())
+		require.Equal(t, cfg.Engine, m.Engine())
 		last := i == len(engines)-1
 		before, start := wrote(), time.Now()
 		ctx, cancel := context.WithTimeout(t.Context(), 4*time.Minute)

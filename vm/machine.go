@@ -84,6 +84,10 @@ type Config struct {
 	// KVM's own clock, so that it may go on, after Save and Load, on another
 	// engine than it booted on. The default Model is then x86-64-v2.
 	Portable bool
+	// UserChips has the interrupt chips and timers in user space on KVM, as they
+	// are on the soft engine, and not in the kernel. It is slower: an access to
+	// them is an exit, and so is HLT.
+	UserChips bool
 	// StartTime is the time of day that the guest finds when the machine is
 	// made, or loaded, for runs that are to repeat themselves. Default: the
 	// host's.

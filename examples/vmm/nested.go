@@ -38,6 +38,9 @@ func runNested(ctx context.Context, o *options, command string, args []string) (
 	if o.portable {
 		inner = append(inner, "-portable")
 	}
+	if o.userChips {
+		inner = append(inner, "-user-chips")
+	}
 	cmd := nestedkvm.Cmd{
 		Path: "/usr/local/bin/vmm", Stdin: os.Stdin, Stdout: os.Stdout, Stderr: os.Stderr,
 		Files: []nestedkvm.File{{Path: self, Name: "/usr/local/bin/vmm", Libraries: true}},

@@ -29,6 +29,7 @@ type options struct {
 	memory         uint64
 	model          vcpu.Model
 	portable       bool
+	userChips      bool
 	append         string
 	transport      vm.Transport
 	protocol       boot.Protocol
@@ -73,6 +74,7 @@ func parseOptions(name string, args []string) (*options, []string, error) {
 	choose(fs, "engine", "`engine` to run on: kvm (this host's processor), soft (an interpreter, which runs anywhere), or\nauto, which is kvm where it runs kernel code natively, and soft otherwise (default auto)", &o.engine, engines)
 	fs.StringVar(&o.status, "status", "", "serve the status of streamed disks as JSON on this `address`")
 	fs.BoolVar(&o.progressMap, "progress", false, "show on standard error how streamed disks arrive")
+	fs.BoolVar(&o.userChips, "user-chips", false, "on KVM, have the interrupt chips in user space rather than in the kernel")
 	fs.BoolVar(&o.verbose, "v", false, "show the guest's serial port and what vmm does on standard error")
 	rest, err := parseFlags(fs, args, map[string]string{
 		"run":  "[flags] [-- COMMAND ARGS...]",

@@ -242,7 +242,7 @@ func (s *session) config() (vm.Config, error) {
 	}
 	cfg := vm.Config{
 		CPUs: s.o.cpus, Memory: s.o.memory, Model: s.o.model, Engine: s.o.engine,
-		Portable: s.o.portable, Devices: devices, Transport: s.o.transport, Serial: vm.Serial{Out: s.serial},
+		Portable: s.o.portable, UserChips: s.o.userChips, Devices: devices, Transport: s.o.transport, Serial: vm.Serial{Out: s.serial},
 		// A command has its result as soon as there is one; a user, and whoever is
 		// on the network, lives in the host's time.
 		RealTime: len(s.o.command) == 0 || len(s.o.nets) > 0,

@@ -26,7 +26,7 @@ var rules = []rule{
 	{"kvm", nil},
 	{"memory", nil},
 	{"vm/device", nil},
-	{"vcpu/kvmcpu", []string{"kvm", "vcpu$", "memory", "vm/device"}},
+	{"vcpu/kvmcpu", []string{"kvm", "vcpu$", "memory", "vm/device", "internal/irqchip", "internal/platform"}},
 	{"vcpu/soft", []string{"vcpu$", "memory", "vm/device", "internal"}},
 	{"vcpu", []string{"memory", "vm/device"}},
 	{"vm/virtio", []string{"memory", "vm/device", "internal"}},

@@ -114,6 +114,9 @@ func (c *Chip) EOI(vector uint8) {
 	}
 }
 
+// Entry is the redirection entry of an input, 0 to Pins-1.
+func (c *Chip) Entry(pin int) uint64 { return c.redirect[pin] }
+
 // Read reads the 32-bit register at an offset into the page.
 func (c *Chip) Read(off uint64) uint32 {
 	switch off & 0xff {

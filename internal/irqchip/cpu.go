@@ -4,6 +4,7 @@ import (
 	"sync/atomic"
 
 	"github.com/vmkit-go/vmkit/internal/lapic"
+	"github.com/vmkit-go/vmkit/vcpu"
 )
 
 // Event is a set of things that a CPU can take.
@@ -118,6 +119,12 @@ func (l *LAPIC) Base() uint64 {
 	l.lock()
 	defer l.c.mu.Unlock()
 	return l.apic.Base()
+}
+
+// Page is the address of the xAPIC page; false if it is not there.
+func (l *LAPIC) Page() (addr uint64, ok bool) {
+	base := l.Base()
+	return base & (1<<52 - 1) &^ (PageSize - 1), base&(vcpu.APICBaseEnable|vcpu.APICBaseX2APIC) == vcpu.APICBaseEnable
 }
 
 // SetBase is the guest's write to IA32_APIC_BASE; false is #GP. Address bits

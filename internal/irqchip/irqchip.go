@@ -61,6 +61,10 @@ type Config struct {
 	// it is at least that, now or a time past if it is already, Never if that
 	// is too far. Nil: the local APICs have no TSC-deadline timer.
 	TSCTime func(cpu int, tsc uint64) int64
+	// Reinject has ticks of the PIT wait for each other, as KVM's do: one that
+	// comes before the last is served is sent after it, not lost. It is for a
+	// clock that goes on while the guest's CPU has to wait for the host's.
+	Reinject bool
 	// Wake says that there is something new for a CPU to take. It may be nil.
 	Wake func(cpu int)
 }
@@ -75,6 +79,7 @@ type Chips struct {
 	ioapic *ioapic.Chip
 	pics   pic.Pair
 	pit    *pit.Chip
+	owed   owed
 	lines  [ioapic.Pins]line
 
 	picOut  bool      // the PICs' output as it was last passed on
@@ -92,7 +97,7 @@ func New(cfg Config) (*Chips, error) {
 	if cfg.Now == nil {
 		return nil, errors.New("irqchip: no clock")
 	}
-	c := &Chips{cfg: cfg, cpus: make([]LAPIC, cfg.CPUs), pit: pit.New()}
+	c := &Chips{cfg: cfg, cpus: make([]LAPIC, cfg.CPUs), pit: pit.New(), owed: owed{due: Never}}
 	c.ports.c = c
 	c.ioapic = ioapic.New(platform.IOAPICBase, c.redirected)
 	for i := range c.lines {
@@ -135,7 +140,9 @@ func (c *Chips) advance(now int64) {
 			c.touch(i)
 		}
 	}
-	if c.pit.Expire(now) {
+	if c.cfg.Reinject {
+		c.reinject(now)
+	} else if c.pit.Expire(now) {
 		c.tick()
 	}
 }
@@ -175,14 +182,14 @@ func (c *Chips) settled() {
 		}
 		c.touched[w] = 0
 	}
-	if retime || c.pit.Due() != c.ports.pitDue {
+	if retime || min(c.pit.Due(), c.owed.due) != c.ports.pitDue {
 		c.retime()
 	}
 }
 
 // retime computes Next.
 func (c *Chips) retime() {
-	c.ports.pitDue = c.pit.Due()
+	c.ports.pitDue = min(c.pit.Due(), c.owed.due)
 	next := c.ports.pitDue
 	for i := range c.cpus {
 		next = min(next, c.cpus[i].due)

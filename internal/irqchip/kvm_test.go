@@ -1,4 +1,4 @@
-package irqchip
+package irqchip_test
 
 import (
 	"encoding/binary"
@@ -8,6 +8,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
+	"github.com/vmkit-go/vmkit/internal/irqchip"
 	"github.com/vmkit-go/vmkit/internal/kvmtest"
 	"github.com/vmkit-go/vmkit/internal/platform"
 	"github.com/vmkit-go/vmkit/memory"
@@ -48,6 +49,56 @@ func newKernel(t *testing.T) *kernel {
 	return k
 }
 
+// kvmBench is chips whose clock stands where a test sets it.
+type kvmBench struct {
+	*irqchip.Chips
+	now int64
+}
+
+func newKVMBench(t testing.TB) *kvmBench {
+	t.Helper()
+	b := &kvmBench{}
+	var err error
+	b.Chips, err = irqchip.New(irqchip.Config{
+		CPUs:    kvmCPUs,
+		Now:     func() int64 { return b.now },
+		TSCTime: func(_ int, tsc uint64) int64 { return int64((tsc + 1) / 2) },
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return b
+}
+
+func (b *kvmBench) out(port uint16, values ...byte) {
+	for _, v := range values {
+		b.Ports().WritePort(port, v)
+	}
+}
+
+// redirect writes an entry of the I/O APIC.
+func (b *kvmBench) redirect(pin int, entry uint64) {
+	for half := range uint64(2) {
+		b.WriteIOAPIC(0, uint32(0x10+2*uint64(pin)+half))
+		b.WriteIOAPIC(0x10, uint32(entry>>(32*half)))
+	}
+}
+
+// enable turns the local APICs on, in xAPIC mode with flat logical IDs or, if x2 is
+// set, in x2APIC mode.
+func (b *kvmBench) enable(t testing.TB, x2 bool) {
+	t.Helper()
+	for i := range kvmCPUs {
+		l := b.LAPIC(i)
+		l.Write(0xf0, 0x1ff)
+		l.Write(0xe0, 0xffffffff)
+		l.Write(0xd0, 1<<(24+i))
+		if x2 && (!l.SetBase(l.Base()|vcpu.APICBaseX2APIC) || !l.WriteMSR(0x80f, 0x1ff)) {
+			t.Fatal("no x2APIC mode")
+		}
+	}
+}
+
 func (k *kernel) save(cpu int) vcpu.State {
 	k.t.Helper()
 	var s vcpu.State
@@ -58,7 +109,7 @@ func (k *kernel) save(cpu int) vcpu.State {
 }
 
 // load gives KVM's chips the state of b.
-func (k *kernel) load(b *bench) {
+func (k *kernel) load(b *kvmBench) {
 	k.t.Helper()
 	for i, c := range k.cpus {
 		s := k.save(i)
@@ -71,7 +122,7 @@ func (k *kernel) load(b *bench) {
 	}
 	// Power-up first: KVM takes the master PIC before the slave, and what the
 	// slave requested until then would get into the master's state.
-	for _, s := range []vcpu.ChipState{newBench(k.t, kvmCPUs).Save(), b.Save()} {
+	for _, s := range []vcpu.ChipState{newKVMBench(k.t).Save(), b.Save()} {
 		if err := k.eng.LoadChips(s); err != nil {
 			k.t.Fatal(err)
 		}
@@ -79,9 +130,9 @@ func (k *kernel) load(b *bench) {
 }
 
 // chips makes chips with KVM's state.
-func (k *kernel) chips() *bench {
+func (k *kernel) chips() *kvmBench {
 	k.t.Helper()
-	b := newBench(k.t, kvmCPUs)
+	b := newKVMBench(k.t)
 	b.now = 1e9
 	for i := range k.cpus {
 		s := k.save(i)
@@ -142,7 +193,7 @@ func kept(s vcpu.ChipState) vcpu.ChipState {
 }
 
 // same compares KVM's state with that of b.
-func (k *kernel) same(b *bench, what string) {
+func (k *kernel) same(b *kvmBench, what string) {
 	k.t.Helper()
 	s, err := k.eng.SaveChips()
 	if err != nil {
@@ -171,16 +222,16 @@ func (k *kernel) same(b *bench, what string) {
 
 // TestKVMFresh: a new machine's chips are the same here and in the kernel.
 func TestKVMFresh(t *testing.T) {
-	newKernel(t).same(newBench(t, kvmCPUs), "at power-up")
+	newKernel(t).same(newKVMBench(t), "at power-up")
 }
 
 // TestKVMState moves states of many kinds to KVM's chips and back.
 func TestKVMState(t *testing.T) {
 	k := newKernel(t)
 	for seed := range uint64(60) {
-		b := newBench(t, kvmCPUs)
+		b := newKVMBench(t)
 		b.now = 5e9
-		b.random(rand.New(rand.NewPCG(seed, 1)))
+		b.random(t, rand.New(rand.NewPCG(seed, 1)))
 		what := fmt.Sprintf("seed %d", seed)
 		k.load(b)
 		k.same(b, what)
@@ -191,19 +242,17 @@ func TestKVMState(t *testing.T) {
 // random drives chips as a guest may, into a state in which KVM would not deliver
 // anything by itself: no interrupt of the I/O APIC that nobody takes, and no
 // edge-triggered input of its own that is high.
-func (b *bench) random(r *rand.Rand) {
+func (b *kvmBench) random(t testing.TB, r *rand.Rand) {
 	x2 := r.IntN(2) == 0
-	write := func(l *LAPIC, reg, v uint32) {
+	write := func(l *irqchip.LAPIC, reg, v uint32) {
 		if x2 {
 			l.WriteMSR(0x800+reg, uint64(v))
 		} else {
 			l.Write(reg<<4, v)
 		}
 	}
-	if b.xapic(); x2 {
-		b.x2apic()
-	}
-	for i := range b.cpus {
+	b.enable(t, x2)
+	for i := range kvmCPUs {
 		l := b.LAPIC(i)
 		for reg := uint32(0x33); reg < 0x38; reg++ {
 			write(l, reg, r.Uint32()&0x100ff)
@@ -246,9 +295,10 @@ func (b *bench) random(r *rand.Rand) {
 	b.out(platform.PortELCR2, byte(r.Uint32()))
 	for pin := range 16 {
 		b.Line(pin).Set(r.IntN(2) == 0)
-		if r.IntN(4) == 0 && b.pics.Output() {
-			b.pics.Ack()
-			b.settled()
+		if r.IntN(4) == 0 { // polling acknowledges
+			port := [...]uint16{platform.PortPIC1, platform.PortPIC2}[r.IntN(2)]
+			b.out(port, 0x0c)
+			b.Ports().ReadPort(port)
 		}
 	}
 	for i := range byte(3) {

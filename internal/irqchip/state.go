@@ -51,6 +51,7 @@ func (c *Chips) Load(s vcpu.ChipState) error {
 		return err
 	}
 	c.pics, *c.ioapic = pics, io
+	c.owed = owed{due: Never}
 	c.picOut = pics.Output() // no edge of LINT0
 	c.touchAll()
 	c.settled()

@@ -340,6 +340,9 @@ func (a *APIC) Ack() (vector uint8, ok bool) {
 	return vector, true
 }
 
+// Holds reports whether an interrupt with this vector waits or is in service.
+func (a *APIC) Holds(vector uint8) bool { return a.irr.has(vector) || a.isr.has(vector) }
+
 // eoi ends the interrupt in service that has the highest priority.
 func (a *APIC) eoi() {
 	v := a.isr.highest()

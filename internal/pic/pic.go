@@ -67,6 +67,13 @@ func (p *Pair) Level(line int) bool {
 	return line >= 0 && line < Lines && p.chips[line>>3].LastIRR>>(line&7)&1 != 0
 }
 
+// Busy reports whether line is not masked, and whether a request of it waits or
+// is in service.
+func (p *Pair) Busy(line int) (open, busy bool) {
+	c, bit := &p.chips[line>>3], uint8(1)<<(line&7)
+	return c.IMR&bit == 0, (c.IRR|c.ISR)&bit != 0
+}
+
 // Ack is the CPU's interrupt acknowledge: it returns the vector of the request
 // that has the highest priority, which is now in service. A chip that is asked
 // without a request answers with its input 7, and does not note that as in

@@ -18,8 +18,13 @@ func (e *Engine) SaveChips() (vcpu.ChipState, error) {
 		return s, err
 	}
 	s.Clock = &vcpu.Clock{Nanoseconds: clock.Clock}
-	if e.chips == ChipsNone {
+	switch e.chips {
+	case ChipsNone:
 		return s, nil
+	case ChipsUser:
+		chips := e.user.Save()
+		chips.Clock = s.Clock
+		return chips, nil
 	}
 	s.PICs = new([2]vcpu.PIC)
 	for i, chip := range []uint32{kvm.ChipPICMaster, kvm.ChipPICSlave} {
@@ -66,10 +71,13 @@ func (e *Engine) LoadChips(s vcpu.ChipState) error {
 		}
 	} else if s.PICs == nil || s.IOAPIC == nil || s.PIT == nil {
 		return fmt.Errorf("%w: state of interrupt chips is missing", vcpu.ErrState)
-	} else {
-		if err := e.loadChips(&s); err != nil {
+	} else if e.user != nil {
+		if err := e.user.Load(s); err != nil {
 			return err
 		}
+		e.user.retime()
+	} else if err := e.loadChips(&s); err != nil {
+		return err
 	}
 	if s.Clock != nil {
 		return e.vm.SetClock(&kvm.ClockData{Clock: s.Clock.Nanoseconds})

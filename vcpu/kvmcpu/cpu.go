@@ -28,6 +28,9 @@ type CPU struct {
 	// RIP only when Run is entered again.
 	pending bool
 
+	// local is for ChipsUser, else nil.
+	local *local
+
 	eventFlags uint32 // what KVM_GET_VCPU_EVENTS calls valid
 	state      scratch
 }
@@ -60,6 +63,9 @@ func (e *Engine) NewCPU(id int) (vcpu.CPU, error) {
 		return nil, errors.Join(kvm.ErrClosed, v.Close())
 	}
 	e.live = append(e.live, c)
+	if e.user != nil {
+		e.user.cpus[id].Store(c)
+	}
 	return c, nil
 }
 
@@ -72,6 +78,13 @@ func (c *CPU) setUp() error {
 		return err
 	}
 	c.eventFlags = ev.Flags
+	if c.e.user != nil {
+		c.local = newLocal(c.e.user.LAPIC(c.id))
+		base := []kvm.MSREntry{{Index: msrAPICBase, Data: c.local.Base()}}
+		if _, err := c.v.SetMSRs(base); err != nil {
+			return err
+		}
+	}
 	return c.e.findMSRs(c.v)
 }
 
@@ -120,6 +133,9 @@ func (c *CPU) Kick() {
 		// nothing to interrupt.
 		_ = unix.Tgkill(unix.Getpid(), int(tid), kickSignal)
 	}
+	if c.local != nil {
+		c.local.nudge()
+	}
 }
 
 func (c *CPU) takeKick() bool {
@@ -155,11 +171,25 @@ func (c *CPU) Run(exit *vcpu.Exit) error {
 func (c *CPU) run(exit *vcpu.Exit) error {
 	r := c.v.RunData()
 	for {
-		switch err := c.v.Run(); err {
+		if c.local != nil {
+			kicked, err := c.enter(r)
+			if err != nil {
+				return err
+			}
+			if kicked {
+				*exit = vcpu.Exit{Reason: vcpu.ExitKick}
+				return nil
+			}
+		}
+		err := c.v.Run()
+		if c.local != nil {
+			c.left(r)
+		}
+		switch err {
 		case nil:
 		case unix.EINTR:
 			c.pending = false
-			if c.takeKick() {
+			if c.local == nil && c.takeKick() {
 				*exit = vcpu.Exit{Reason: vcpu.ExitKick}
 				return nil
 			}
@@ -171,6 +201,9 @@ func (c *CPU) run(exit *vcpu.Exit) error {
 			return err
 		}
 		c.pending = false
+		if c.local != nil && c.serve(r) {
+			continue
+		}
 		switch r.ExitReason {
 		case kvm.ExitIO:
 			io := r.IO()

@@ -164,7 +164,9 @@ func TestExitAllocs(t *testing.T) {
 
 // TestNoKickLost kicks at every possible moment: the guest spins, exits all the
 // time, or sleeps in HLT.
-func TestNoKickLost(t *testing.T) {
+func TestNoKickLost(t *testing.T) { eachChips(t, testNoKickLost) }
+
+func testNoKickLost(t *testing.T, chips Chips) {
 	for _, g := range []struct {
 		name string
 		code []byte
@@ -175,7 +177,7 @@ func TestNoKickLost(t *testing.T) {
 		{"mixed", []byte{0x90, 0x90, 0xe6, 0x80, 0xeb, 0xfa}}, // nop; nop; out; jmp
 	} {
 		t.Run(g.name, func(t *testing.T) {
-			m := newMachine(t, 4<<20, Config{})
+			m := newMachine(t, 4<<20, Config{Chips: chips})
 			m.start(m.long64(1, g.code))
 			acks := make(chan struct{}, 1)
 			var stop atomic.Bool

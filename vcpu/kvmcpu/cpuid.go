@@ -1,6 +1,8 @@
 package kvmcpu
 
 import (
+	"slices"
+
 	"github.com/vmkit-go/vmkit/kvm"
 	"github.com/vmkit-go/vmkit/vcpu"
 )
@@ -43,6 +45,23 @@ func Supported(sys *kvm.System) (vcpu.CPUID, error) {
 		}
 	}
 	return out, nil
+}
+
+// kernelAPIC are the paravirtual features (of leaf 0x40000001, EAX) that KVM
+// has only with its own local APICs: asynchronous page faults, end of interrupt
+// without an exit, kicks of a CPU that waits for a spinlock, IPIs by hypercall,
+// and the choice where HLT polls.
+const kernelAPIC = 1<<4 | 1<<6 | 1<<7 | 1<<10 | 1<<11 | 1<<12 | 1<<13 | 1<<14
+
+// withoutKernelAPIC returns c without kernelAPIC.
+func withoutKernelAPIC(c vcpu.CPUID) vcpu.CPUID {
+	c = slices.Clone(c)
+	for i := range c {
+		if c[i].Function == 0x40000001 {
+			c[i].EAX &^= kernelAPIC
+		}
+	}
+	return c
 }
 
 // entries is the kernel's form of c.

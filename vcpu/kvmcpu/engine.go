@@ -42,6 +42,11 @@ const (
 	ChipsKernel Chips = iota
 	// ChipsNone has none: one CPU without interrupts, whose HLT is an exit.
 	ChipsNone
+	// ChipsUser has the same chips as ChipsKernel in user space, where whoever
+	// records a machine can tell at which instruction an interrupt is taken.
+	// Each access to them is an exit, and HLT waits in Run. KVM's paravirtual
+	// features that need its local APICs are hidden from the guest.
+	ChipsUser
 )
 
 // Config configures an engine. The zero value is one CPU with all features of
@@ -78,6 +83,7 @@ type Engine struct {
 	release func()
 	unwatch func()
 	chips   Chips
+	user    *userChips // of ChipsUser, else nil
 	cpus    int
 	cpuid   vcpu.CPUID
 	caps    caps
@@ -115,7 +121,7 @@ func New(mem *memory.Memory, cfg Config) (_ *Engine, err error) {
 		return nil, fmt.Errorf("%w: no memory", ErrConfig)
 	case cfg.CPUs < 0 || cfg.CPUs > MaxCPUs:
 		return nil, fmt.Errorf("%w: %d CPUs, want 1 to %d", ErrConfig, cfg.CPUs, MaxCPUs)
-	case cfg.Chips > ChipsNone:
+	case cfg.Chips > ChipsUser:
 		return nil, fmt.Errorf("%w: chips %d", ErrConfig, cfg.Chips)
 	case cfg.Chips == ChipsNone && cfg.CPUs > 1:
 		return nil, fmt.Errorf("%w: %d CPUs need interrupt chips", ErrConfig, cfg.CPUs)
@@ -140,6 +146,9 @@ func New(mem *memory.Memory, cfg Config) (_ *Engine, err error) {
 	host, err := Supported(e.sys)
 	if err != nil {
 		return nil, err
+	}
+	if cfg.Chips == ChipsUser {
+		host = withoutKernelAPIC(host)
 	}
 	if len(cfg.CPUID) > 0 {
 		if err := cfg.CPUID.Validate(); err != nil {
@@ -199,7 +208,12 @@ func (e *Engine) setUp() error {
 	if err := e.vm.SetIdentityMapAddr(identityMapBase); err != nil {
 		return err
 	}
-	if e.chips == ChipsKernel {
+	switch e.chips {
+	case ChipsUser:
+		if err := e.setUpUserChips(); err != nil {
+			return err
+		}
+	case ChipsKernel:
 		if err := e.vm.CreateIRQChip(); err != nil {
 			return err
 		}
@@ -256,6 +270,9 @@ func (e *Engine) Close() error {
 	if e.unwatch != nil {
 		e.unwatch()
 	}
+	if e.user != nil {
+		e.user.close()
+	}
 	e.mem.RemoveDirtySource(&e.dirty)
 	var errs []error
 	for d := range bells {
@@ -278,7 +295,12 @@ func (e *Engine) Close() error {
 
 // Line returns input gsi of the interrupt chips, 0 to 23. Set on one that does
 // not exist, or without chips, is an error.
-func (e *Engine) Line(gsi int) device.Line { return line{e, gsi} }
+func (e *Engine) Line(gsi int) device.Line {
+	if e.user != nil {
+		return e.user.Line(gsi)
+	}
+	return line{e, gsi}
+}
 
 type line struct {
 	e   *Engine
@@ -300,6 +322,9 @@ func (l line) Set(level bool) error {
 func (e *Engine) Signal(addr uint64, data uint32) error {
 	if e.chips == ChipsNone {
 		return fmt.Errorf("kvmcpu: MSI: no chips: %w", errors.ErrUnsupported)
+	}
+	if e.user != nil {
+		return e.user.Signal(addr, data)
 	}
 	_, err := e.vm.SignalMSI(kvm.MSI{AddressLo: uint32(addr), AddressHi: uint32(addr >> 32), Data: data})
 	return err

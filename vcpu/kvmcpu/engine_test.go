@@ -17,9 +17,11 @@ import (
 
 // TestSMP starts seven processors by INIT and SIPI, pauses all eight, moves
 // each one's state out and in, and stops them.
-func TestSMP(t *testing.T) {
+func TestSMP(t *testing.T) { eachChips(t, testSMP) }
+
+func testSMP(t *testing.T, chips Chips) {
 	const cpus = 8
-	m := newMachine(t, 4<<20, Config{CPUs: cpus})
+	m := newMachine(t, 4<<20, Config{CPUs: cpus, Chips: chips})
 	s := m.long64(1, []byte{
 		0xb9, 0x30, 0x08, 0x00, 0x00, // mov ecx, 0x830 (x2APIC ICR)
 		0x31, 0xd2, // xor edx, edx
@@ -121,10 +123,12 @@ func TestConfigRefused(t *testing.T) {
 // and counts what is left.
 func TestNothingLeaks(t *testing.T) {
 	sys := kvmtest.Open(t)
+	chips := ChipsKernel
 	once := func() {
 		mem, err := memory.New(memory.Config{Size: 1 << 20})
 		must(t, err)
-		e, err := New(mem, Config{CPUs: 3})
+		chips ^= ChipsKernel ^ ChipsUser // one and the other
+		e, err := New(mem, Config{CPUs: 3, Chips: chips})
 		must(t, err)
 		c, err := e.NewCPU(0)
 		must(t, err)

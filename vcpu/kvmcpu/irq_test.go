@@ -61,8 +61,16 @@ func (m *machine) guestLoop(ports, mem vcpu.Bus) *vcpu.Loop {
 	return l
 }
 
-func TestMSI(t *testing.T) {
-	m := newMachine(t, 1<<20, Config{})
+// eachChips runs a test with the chips in the kernel and in user space.
+func eachChips(t *testing.T, test func(t *testing.T, chips Chips)) {
+	t.Run("kernel", func(t *testing.T) { test(t, ChipsKernel) })
+	t.Run("user", func(t *testing.T) { test(t, ChipsUser) })
+}
+
+func TestMSI(t *testing.T) { eachChips(t, testMSI) }
+
+func testMSI(t *testing.T, chips Chips) {
+	m := newMachine(t, 1<<20, Config{Chips: chips})
 	m.start(interruptGuest(m))
 	out := newRecorder()
 	m.guestLoop(out, nil)
@@ -74,12 +82,23 @@ func TestMSI(t *testing.T) {
 }
 
 func TestLine(t *testing.T) {
-	m := newMachine(t, 1<<20, Config{})
+	eachChips(t, testLine)
+	none := newMachine(t, 1<<20, Config{Chips: ChipsNone})
+	if err := none.eng.Line(4).Set(true); !errors.Is(err, errors.ErrUnsupported) {
+		t.Error(err)
+	}
+	if err := none.eng.Signal(msiAddress, 0x40); !errors.Is(err, errors.ErrUnsupported) {
+		t.Error(err)
+	}
+}
+
+func testLine(t *testing.T, chips Chips) {
+	m := newMachine(t, 1<<20, Config{Chips: chips})
 	m.start(interruptGuest(m))
-	chips, err := m.eng.SaveChips()
+	s, err := m.eng.SaveChips()
 	must(t, err)
-	chips.PICs[0].VectorBase, chips.PICs[0].IMR = 0x20, 0xef // line 4 only
-	must(t, m.eng.LoadChips(chips))
+	s.PICs[0].VectorBase, s.PICs[0].IMR = 0x20, 0xef // line 4 only
+	must(t, m.eng.LoadChips(s))
 	out := newRecorder()
 	m.guestLoop(out, nil)
 	line := m.eng.Line(4)
@@ -93,19 +112,14 @@ func TestLine(t *testing.T) {
 			t.Errorf("line %d: no error", gsi)
 		}
 	}
-	none := newMachine(t, 1<<20, Config{Chips: ChipsNone})
-	if err := none.eng.Line(4).Set(true); !errors.Is(err, errors.ErrUnsupported) {
-		t.Error(err)
-	}
-	if err := none.eng.Signal(msiAddress, 0x40); !errors.Is(err, errors.ErrUnsupported) {
-		t.Error(err)
-	}
 }
 
 // TestInterruptAllocs holds interrupts, which a block request ends with, to
 // zero allocations.
-func TestInterruptAllocs(t *testing.T) {
-	m := newMachine(t, 1<<20, Config{})
+func TestInterruptAllocs(t *testing.T) { eachChips(t, testInterruptAllocs) }
+
+func testInterruptAllocs(t *testing.T, chips Chips) {
+	m := newMachine(t, 1<<20, Config{Chips: chips})
 	m.start(interruptGuest(m))
 	line := m.eng.Line(5)
 	if n := testing.AllocsPerRun(100, func() {
@@ -284,3 +298,31 @@ type busFunc func()
 
 func (f busFunc) Read(uint64, []byte)  {}
 func (f busFunc) Write(uint64, []byte) { f() }
+
+// TestTicks: the PIT's interrupts come, one after the other, to a guest that waits in
+// HLT and to one that spins.
+func TestTicks(t *testing.T) { eachChips(t, testTicks) }
+
+func testTicks(t *testing.T, chips Chips) {
+	for name, wait := range map[string]byte{"halted": 0xf4, "spinning": 0x90} {
+		t.Run(name, func(t *testing.T) {
+			m := newMachine(t, 1<<20, Config{Chips: chips})
+			s := interruptGuest(m)
+			must(t, m.mem.Write(codeBase+1, []byte{wait}))
+			must(t, m.mem.PutUint32(0x20*4, 0x9100)) // IRQ 0: as 4
+			m.start(s)
+			c, err := m.eng.SaveChips()
+			must(t, err)
+			c.PICs[0].VectorBase, c.PICs[0].IMR = 0x20, 0xfe
+			c.PIT.Channels[0] = vcpu.PITChannel{Count: 1193, Mode: 2, RWMode: 3, ReadState: 3, WriteState: 3, Gate: true}
+			must(t, m.eng.LoadChips(c))
+			out := newRecorder()
+			m.guestLoop(out, nil)
+			begin := time.Now()
+			for range 50 {
+				out.want(t, 0x8024)
+			}
+			t.Logf("50 ticks of 1 ms in %v", time.Since(begin))
+		})
+	}
+}

@@ -11,6 +11,7 @@ import (
 
 // MSRs that need thought.
 const (
+	msrAPICBase    = 0x1b
 	msrMCGCap      = 0x179
 	msrMTRRBase    = 0x200 // IA32_MTRR_PHYSBASE0
 	msrDebugCtl    = 0x1d9
@@ -22,7 +23,7 @@ const (
 // vcpu.State, or which are two names of one register.
 var elsewhere = []uint32{
 	msrTSC,
-	0x1b,       // IA32_APIC_BASE
+	msrAPICBase,
 	0x11, 0x12, // KVM's old names of its clock, below 0x4b564d00 now
 	0xc0000080, // EFER
 	0xc0000100, // FS base

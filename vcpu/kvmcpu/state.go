@@ -42,7 +42,12 @@ func (c *CPU) getState(s *vcpu.State) error {
 	}
 	*s = vcpu.State{}
 	var err error
-	if s.MP, err = c.getMP(); err != nil {
+	if c.local != nil {
+		err = c.takeAll()
+	} else {
+		s.MP, err = c.getMP()
+	}
+	if err != nil {
 		return err
 	}
 	regs, err := c.v.Regs()
@@ -99,6 +104,9 @@ func (c *CPU) getState(s *vcpu.State) error {
 		return err
 	}
 	s.Events = fromEvents(&ev)
+	if c.local != nil {
+		c.getLocal(s)
+	}
 	return nil
 }
 
@@ -168,7 +176,11 @@ func (c *CPU) setState(s *vcpu.State) error {
 	if err := c.v.SetVCPUEvents(&ev); err != nil {
 		return fmt.Errorf("events: %w", err)
 	}
-	if err := c.setMP(s.MP); err != nil {
+	if c.local != nil {
+		if err := c.setLocal(s); err != nil {
+			return err
+		}
+	} else if err := c.setMP(s.MP); err != nil {
 		return err
 	}
 	// Keep the guest's watchdogs quiet about the time that it has missed.
@@ -291,7 +303,7 @@ func (c *CPU) setSregs(s *vcpu.State) error {
 		k := narrow(&k2)
 		err = c.v.SetSregs(&k)
 	}
-	if c.e.chips == ChipsNone {
+	if c.e.chips != ChipsKernel {
 		// Without a local APIC, KVM_RUN takes CR8 from here.
 		c.v.RunData().CR8 = s.Control.CR8
 	}

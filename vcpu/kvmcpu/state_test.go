@@ -122,7 +122,7 @@ func busyState(t *testing.T, m *machine) vcpu.State {
 
 // TestStateRoundTrip carries a state through JSON and three CPUs.
 func TestStateRoundTrip(t *testing.T) {
-	for _, chips := range []Chips{ChipsKernel, ChipsNone} {
+	for _, chips := range []Chips{ChipsKernel, ChipsNone, ChipsUser} {
 		for _, model := range []vcpu.Model{vcpu.ModelHost, vcpu.ModelV1, vcpu.ModelV2, vcpu.ModelV3} {
 			if chips == ChipsNone && model != vcpu.ModelHost {
 				continue
@@ -149,7 +149,7 @@ func TestStateRoundTrip(t *testing.T) {
 
 // TestRunKeepsState: what SetState gave is there after the guest has run.
 func TestRunKeepsState(t *testing.T) {
-	for _, chips := range []Chips{ChipsKernel, ChipsNone} {
+	for _, chips := range []Chips{ChipsKernel, ChipsNone, ChipsUser} {
 		m := newMachine(t, 4<<20, Config{Chips: chips})
 		s := m.long64(1, []byte{
 			0x44, 0x0f, 0x20, 0xc0, // mov rax, cr8
@@ -193,7 +193,9 @@ func TestTSCOfYoungGuest(t *testing.T) {
 }
 
 // TestEventsRoundTrip carries each kind of event.
-func TestEventsRoundTrip(t *testing.T) {
+func TestEventsRoundTrip(t *testing.T) { eachChips(t, testEventsRoundTrip) }
+
+func testEventsRoundTrip(t *testing.T, chips Chips) {
 	kvmtest.NeedNative(t, kvmtest.Open(t))
 	for name, change := range map[string]func(*vcpu.State){
 		"interrupt": func(s *vcpu.State) { s.Events.Interrupt = vcpu.Interrupt{Injected: true, Vector: 0x31} },
@@ -208,7 +210,7 @@ func TestEventsRoundTrip(t *testing.T) {
 		"halted": func(s *vcpu.State) { s.MP = vcpu.MPHalted },
 	} {
 		t.Run(name, func(t *testing.T) {
-			a := newMachine(t, 4<<20, Config{})
+			a := newMachine(t, 4<<20, Config{Chips: chips})
 			in := a.long64(1, []byte{0xeb, 0xfe})
 			change(&in)
 			must(t, a.cpu.SetState(&in))
@@ -221,8 +223,10 @@ func TestEventsRoundTrip(t *testing.T) {
 }
 
 // TestMPStates: application processors wait for INIT, also after they ran.
-func TestMPStates(t *testing.T) {
-	m := newMachine(t, 4<<20, Config{CPUs: 2})
+func TestMPStates(t *testing.T) { eachChips(t, testMPStates) }
+
+func testMPStates(t *testing.T, chips Chips) {
+	m := newMachine(t, 4<<20, Config{CPUs: 2, Chips: chips})
 	var s vcpu.State
 	must(t, m.cpus[1].State(&s))
 	if s.MP != vcpu.MPWait {
@@ -262,8 +266,10 @@ func TestSetStateRefuses(t *testing.T) {
 	}
 }
 
-func TestChipsRoundTrip(t *testing.T) {
-	a := newMachine(t, 4<<20, Config{})
+func TestChipsRoundTrip(t *testing.T) { eachChips(t, testChipsRoundTrip) }
+
+func testChipsRoundTrip(t *testing.T, chips Chips) {
+	a := newMachine(t, 4<<20, Config{Chips: chips})
 	s, err := a.eng.SaveChips()
 	must(t, err)
 	s.PICs[0].VectorBase, s.PICs[1].VectorBase = 0x30, 0x38
@@ -279,7 +285,7 @@ func TestChipsRoundTrip(t *testing.T) {
 	must(t, err)
 	var moved vcpu.ChipState
 	must(t, json.Unmarshal(b, &moved))
-	m := newMachine(t, 4<<20, Config{})
+	m := newMachine(t, 4<<20, Config{Chips: chips})
 	must(t, m.eng.LoadChips(moved))
 	got, err := m.eng.SaveChips()
 	must(t, err)

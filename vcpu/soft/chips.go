@@ -71,10 +71,9 @@ const noPage = 1
 
 // updateAPICPage recomputes where c's local APIC has its registers in memory.
 func (c *CPU) updateAPICPage() {
-	base := c.e.chips.LAPIC(c.id).Base()
 	c.apicPage = noPage
-	if base&(vcpu.APICBaseEnable|vcpu.APICBaseX2APIC) == vcpu.APICBaseEnable {
-		c.apicPage = base & pteAddr
+	if page, ok := c.e.chips.LAPIC(c.id).Page(); ok {
+		c.apicPage = page
 	}
 }
 
