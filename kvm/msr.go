@@ -3,6 +3,7 @@ package kvm
 import (
 	"errors"
 	"fmt"
+	"sync"
 
 	"golang.org/x/sys/unix"
 )
@@ -45,12 +46,26 @@ func (e *MSRError) Error() string {
 	return fmt.Sprintf("kvm: %s: MSR %#x does not take %#x", e.Op, e.Index, e.Data)
 }
 
+// oneMSR keeps buffers for one entry: a timer of a user-space local APIC reads the
+// TSC each time that it is set.
+var oneMSR = sync.Pool{New: func() any {
+	f := newFlex[msrsHeader, MSREntry](1)
+	return &f
+}}
+
 // doMSRs moves entries in pieces of the size that the kernel takes.
 func doMSRs(h *handle, o *op, entries []MSREntry, get bool) (int, error) {
 	done := 0
 	for done < len(entries) {
 		piece := entries[done:min(done+maxMSREntries, len(entries))]
-		f := newFlex[msrsHeader, MSREntry](len(piece))
+		var one *flex[msrsHeader, MSREntry]
+		var f flex[msrsHeader, MSREntry]
+		if len(piece) == 1 {
+			one = oneMSR.Get().(*flex[msrsHeader, MSREntry])
+			f = *one
+		} else {
+			f = newFlex[msrsHeader, MSREntry](len(piece))
+		}
 		f.hdr.count = uint32(len(piece))
 		copy(f.entries, piece)
 		n, err := ioctlPtr(h, o, f.hdr)
@@ -62,6 +77,9 @@ func doMSRs(h *handle, o *op, entries []MSREntry, get bool) (int, error) {
 			for i := range n {
 				piece[i].Data = f.entries[i].Data
 			}
+		}
+		if one != nil {
+			oneMSR.Put(one)
 		}
 		done += n
 		if n < len(piece) {

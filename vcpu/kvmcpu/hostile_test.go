@@ -12,10 +12,12 @@ import (
 // TestHostileStates loads states with random damage, as a hostile saved
 // machine would, and runs what is accepted: whatever it does, it ends with
 // an exit or an error, and the CPU takes a good state afterwards.
-func TestHostileStates(t *testing.T) {
+func TestHostileStates(t *testing.T) { eachChips(t, testHostileStates) }
+
+func testHostileStates(t *testing.T, chips Chips) {
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
-	m := newMachine(t, 4<<20, Config{})
+	m := newMachine(t, 4<<20, Config{Chips: chips})
 	good := busyState(t, m)
 	m.start(good)
 	good = m.state()

@@ -326,3 +326,42 @@ func testTicks(t *testing.T, chips Chips) {
 		})
 	}
 }
+
+// TestUserChipsAllocs holds accesses to chips in user space to zero allocations: the
+// deadline timer, an end of interrupt, ports, the I/O APIC.
+func TestUserChipsAllocs(t *testing.T) {
+	m := newMachine(t, 8<<20, Config{Chips: ChipsUser})
+	s := m.long64(4, []byte{
+		0xb9, 0xe0, 0x06, 0x00, 0x00, // 1: mov ecx, 0x6e0 (IA32_TSC_DEADLINE)
+		0x0f, 0x31, // rdtsc
+		0xff, 0xc2, // inc edx: far away
+		0x0f, 0x30, // wrmsr
+		0xbe, 0xb0, 0x00, 0xe0, 0xfe, // mov esi, 0xfee000b0
+		0x89, 0x06, // mov [rsi], eax: end of interrupt
+		0xbe, 0x10, 0x00, 0xc0, 0xfe, // mov esi, 0xfec00010
+		0x8b, 0x06, // mov eax, [rsi]
+		0xe4, 0x40, // in al, 0x40
+		0xe6, 0x80, // out 0x80, al
+		0xeb, 0xde, // jmp 1b
+	})
+	s.LAPIC = m.state().LAPIC
+	s.LAPIC[lapicSVR], s.LAPIC[lapicSVR+1] = lapicOn&0xff, lapicOn>>8
+	s.LAPIC[0x322] = 4 // LVT timer: TSC deadline, not masked
+	m.start(s)
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	var e vcpu.Exit
+	var due int64
+	if n := testing.AllocsPerRun(200, func() {
+		if err := m.cpu.Run(&e); err != nil || e.Reason != vcpu.ExitIO {
+			t.Fatal(err, e)
+		}
+		if next := m.eng.user.Next(); next == due || next > 1<<60 {
+			t.Fatalf("the timer is due at %d, before at %d", next, due)
+		} else {
+			due = next
+		}
+	}); n != 0 {
+		t.Errorf("%v allocations in Run", n)
+	}
+}

@@ -20,6 +20,8 @@ type local struct {
 	window bool          // KVM takes an interrupt at once
 	inside atomic.Bool   // the thread is about to be, or is, in KVM_RUN
 	wake   chan struct{} // there is news for a CPU that waits
+
+	tsc [1]kvm.MSREntry // for reading it
 }
 
 // flagIF is RFLAGS.IF.
@@ -27,7 +29,7 @@ const flagIF = 1 << 9
 
 func newLocal(l *irqchip.LAPIC) *local {
 	s := vcpu.PowerUp(l.Base()&vcpu.APICBaseBSP != 0)
-	return &local{LAPIC: l, mp: s.MP, wake: make(chan struct{}, 1)}
+	return &local{LAPIC: l, mp: s.MP, wake: make(chan struct{}, 1), tsc: [1]kvm.MSREntry{{Index: msrTSC}}}
 }
 
 // poke has the CPU look for news, without an exit.

@@ -63,13 +63,13 @@ func (u *userChips) now() int64 { return int64(time.Since(u.begin)) }
 // CPU, or while that does not run. A guest that sets its TSC keeps the time
 // of a deadline that it has set before.
 func (u *userChips) tscTime(cpu int, tsc uint64) int64 {
-	v := u.cpus[cpu].Load().v
-	khz, err := v.TSCKHz()
+	c := u.cpus[cpu].Load()
+	khz, err := c.v.TSCKHz()
 	if err != nil || khz <= 0 {
 		return irqchip.Never
 	}
-	read := []kvm.MSREntry{{Index: msrTSC}}
-	if _, err := v.GetMSRs(read); err != nil {
+	read := &c.local.tsc
+	if _, err := c.v.GetMSRs(read[:]); err != nil {
 		return irqchip.Never
 	}
 	now := u.now()
