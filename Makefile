@@ -50,7 +50,7 @@ hostile:
 	VMKIT_HOSTILE_STEPS=$(STEPS) $(GO) test -timeout 0 -run Hostile ./vm/virtio ./disk ./netdev ./vcpu/soft
 
 soak: deps
-	VMKIT_SOAK=$(ROUNDS) $(GO) test -timeout 0 -v -run 'Kill|PowerCut' ./disk/... ./stream/...
+	VMKIT_SOAK=$(ROUNDS) $(GO) test -timeout 0 -parallel 8 -v -run 'Kill|PowerCut' ./disk/... ./stream/...
 
 deps:
 	@sh internal/build/deps.sh

@@ -346,7 +346,7 @@ func TestPauseAndReset(t *testing.T) {
 			g.submit(0, i, typeIn, 0, virtiotest.Buf{Addr: dataBase + uint64(i)<<12, Len: 4096, Write: true})
 		}
 		g.dev.Notify(0)
-		require.Eventually(t, func() bool { return s.inside.Load() == 4 }, 10*time.Second, time.Millisecond)
+		require.Eventually(t, func() bool { return s.inside.Load() == 4 }, time.Minute, time.Millisecond)
 		done := make(chan struct{})
 		go func() {
 			if reset {
@@ -415,7 +415,7 @@ func TestHeldInbox(t *testing.T) {
 	// is not taken for a request of the next session.
 	read()
 	g.dev.Notify(0)
-	require.Eventually(t, func() bool { in.mu.Lock(); defer in.mu.Unlock(); return len(in.held) == 1 }, 10*time.Second, time.Millisecond)
+	require.Eventually(t, func() bool { in.mu.Lock(); defer in.mu.Unlock(); return len(in.held) == 1 }, time.Minute, time.Millisecond)
 	g.dev.Reset()
 	g.start()
 	require.NoError(t, g.mem.Write(dataBase, make([]byte, 1<<20)))

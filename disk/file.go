@@ -459,6 +459,7 @@ func (f *File) Close() error {
 }
 
 func (f *File) closeFiles() error {
+	unlockImage(f.fd)
 	err := f.file.Close()
 	if f.direct != nil {
 		err = errors.Join(err, f.direct.Close())

@@ -102,7 +102,7 @@ func (h *holdRig) event() disk.HoldEvent {
 	select {
 	case e := <-h.events:
 		return e
-	case <-time.After(10 * time.Second):
+	case <-time.After(time.Minute):
 		h.t.Fatal("no event")
 	}
 	return disk.HoldEvent{}
@@ -120,7 +120,7 @@ func (h *holdRig) quiet() {
 // waitHeld waits until n requests are held.
 func (h *holdRig) waitHeld(n int) {
 	h.t.Helper()
-	require.Eventually(h.t, func() bool { return h.dev.Parked() == n && h.dev.Held() == n }, 10*time.Second, time.Millisecond)
+	require.Eventually(h.t, func() bool { return h.dev.Parked() == n && h.dev.Held() == n }, time.Minute, time.Millisecond)
 }
 
 // writes submits n writes of a page each, the i-th of byte i+1 to page i.
@@ -433,7 +433,7 @@ func TestHoldSaveLoad(t *testing.T) {
 		}
 		m.Kick(0)
 		dev := func(m *virtiotest.Machine) *disk.Device { return m.Transport.Device().(*disk.Device) }
-		require.Eventually(t, func() bool { return dev(m).Held() == 6 }, 10*time.Second, time.Millisecond)
+		require.Eventually(t, func() bool { return dev(m).Held() == 6 }, time.Minute, time.Millisecond)
 		m.Transport.Pause()
 		st, err := m.Transport.Save()
 		require.NoError(t, err)
@@ -454,7 +454,7 @@ func TestHoldSaveLoad(t *testing.T) {
 		// Still full: held once more, and saved once more.
 		before := held.Load()
 		n.Transport.Resume()
-		require.Eventually(t, func() bool { return dev(n).Held() == 6 && held.Load() > before }, 10*time.Second, time.Millisecond)
+		require.Eventually(t, func() bool { return dev(n).Held() == 6 && held.Load() > before }, time.Minute, time.Millisecond)
 		n.Transport.Pause()
 		again, err = n.Transport.Save()
 		require.NoError(t, err)
@@ -463,7 +463,7 @@ func TestHoldSaveLoad(t *testing.T) {
 		n = next(n, mem, again)
 		n.Transport.Resume()
 		for range heads {
-			head, _, err := n.WaitUsed(0, 10*time.Second)
+			head, _, err := n.WaitUsed(0, time.Minute)
 			require.NoError(t, err)
 			i, ok := heads[head]
 			require.True(t, ok)

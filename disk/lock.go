@@ -31,7 +31,8 @@ const (
 )
 
 // lockImage locks the image open at fd: exclusively, or shared with other
-// readers. The lock goes when the description is closed, even by a crash.
+// readers. The lock goes by unlockImage, or when the
+// process ends in whatever way.
 func lockImage(fd int, readOnly bool) error {
 	err := takeLocks(fd, readOnly)
 	switch {
@@ -45,6 +46,14 @@ func lockImage(fd int, readOnly bool) error {
 	default:
 		return fmt.Errorf("lock: %w", err)
 	}
+}
+
+// unlockImage gives the locks of fd back. A close alone does not while a copy
+// of the descriptor exists, and a process that any goroutine is just starting
+// has one until it executes its program.
+func unlockImage(fd int) {
+	// It is closed next, which does the same a moment later.
+	_ = ofdLock(fd, unix.F_OFD_SETLK, unix.F_UNLCK, lockFirst, lockLen)
 }
 
 func takeLocks(fd int, readOnly bool) error {

@@ -8,10 +8,12 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"testing"
 
 	"github.com/stretchr/testify/require"
+	"golang.org/x/sys/unix"
 
 	"github.com/vmkit-go/vmkit/disk"
 )
@@ -103,6 +105,44 @@ func TestLocks(t *testing.T) {
 	f, err = disk.Open(path, disk.FileConfig{})
 	require.NoError(t, err)
 	require.NoError(t, f.Close())
+}
+
+// A file that is closed is not locked any more, even while a process that is
+// just being started has a copy of its descriptor.
+func TestUnlockedWhenClosed(t *testing.T) {
+	for _, readOnly := range []bool{false, true} {
+		path := filepath.Join(t.TempDir(), "disk.img")
+		require.NoError(t, os.WriteFile(path, make([]byte, 4096), 0o600))
+		f, err := disk.Open(path, disk.FileConfig{ReadOnly: readOnly})
+		require.NoError(t, err)
+		dup := dupOf(t, path)
+		_, err = disk.Open(path, disk.FileConfig{})
+		require.ErrorIs(t, err, disk.ErrLocked)
+		require.NoError(t, f.Close())
+		f, err = disk.Open(path, disk.FileConfig{})
+		require.NoError(t, err)
+		require.NoError(t, f.Close())
+		require.NoError(t, unix.Close(dup))
+	}
+}
+
+// dupOf copies the descriptor with which path is open.
+func dupOf(t *testing.T, path string) int {
+	t.Helper()
+	fds, err := os.ReadDir("/proc/self/fd")
+	require.NoError(t, err)
+	for _, e := range fds {
+		if to, err := os.Readlink("/proc/self/fd/" + e.Name()); err != nil || to != path {
+			continue
+		}
+		fd, err := strconv.Atoi(e.Name())
+		require.NoError(t, err)
+		dup, err := unix.FcntlInt(uintptr(fd), unix.F_DUPFD_CLOEXEC, 0)
+		require.NoError(t, err)
+		return dup
+	}
+	t.Fatalf("%s is not open", path)
+	return -1
 }
 
 func comm(t *testing.T) string {

@@ -173,7 +173,7 @@ func (g *guest) notify(q int) {
 // eventually waits for cond.
 func (g *guest) eventually(cond func() bool, what string) {
 	g.t.Helper()
-	deadline := time.Now().Add(10 * time.Second)
+	deadline := time.Now().Add(time.Minute)
 	for !cond() {
 		if time.Now().After(deadline) {
 			g.t.Fatalf("timed out waiting for %s", what)
@@ -289,7 +289,7 @@ var (
 func read1(t testing.TB, q Queue) (Header, []byte) {
 	t.Helper()
 	f := []Frame{{Data: [][]byte{make([]byte, 100), make([]byte, MaxFrame)}}}
-	timer := time.AfterFunc(10*time.Second, func() { q.Interrupt(true) })
+	timer := time.AfterFunc(time.Minute, func() { q.Interrupt(true) })
 	defer timer.Stop()
 	n, err := q.Read(f, true)
 	require.NoError(t, err)

@@ -67,7 +67,17 @@ func TestReplay(t *testing.T) {
 		if step%20 == 7 {
 			g.dev.SetLink(step%40 == 7)
 		}
-		time.Sleep(100 * time.Microsecond)
+		// Some time for the device to read them, more where the host is busy.
+		in := &a.Queue(0).(*pipeQueue).in
+		for wait := 100 * time.Microsecond; wait < 200*time.Millisecond; wait *= 2 {
+			time.Sleep(wait)
+			in.mu.Lock()
+			left := in.used(in.tail)
+			in.mu.Unlock()
+			if left == 0 {
+				break
+			}
+		}
 		g.box.mu.Lock()
 		events := g.box.held
 		g.box.held = nil
@@ -152,7 +162,7 @@ func TestNoLeaks(t *testing.T) {
 			}
 		}
 	})
-	for end := time.Now().Add(5 * time.Second); runtime.NumGoroutine() > before; time.Sleep(time.Millisecond) {
+	for end := time.Now().Add(time.Minute); runtime.NumGoroutine() > before; time.Sleep(time.Millisecond) {
 		if time.Now().After(end) {
 			buf := make([]byte, 1<<16)
 			t.Fatalf("%d goroutines, %d before:\n%s", runtime.NumGoroutine(), before, buf[:runtime.Stack(buf, true)])

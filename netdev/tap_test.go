@@ -227,15 +227,18 @@ func TestTapQueues(t *testing.T) {
 			require.NoError(t, err)
 			c.Close()
 		}
-		used, total := 0, 0
-		for i := range active {
-			if n := drainQueue(t, tap.Queue(i)); n > 0 {
-				used++
-				total += n
+		// The kernel may have left some of them for later.
+		used, total := map[int]bool{}, 0
+		for end := time.Now().Add(time.Minute); total < 64; {
+			for i := range active {
+				if n := drainQueue(t, tap.Queue(i)); n > 0 {
+					used[i] = true
+					total += n
+				}
 			}
+			require.True(t, total >= 64 || time.Now().Before(end), "%d frames came", total)
 		}
-		require.GreaterOrEqual(t, total, 64)
-		require.GreaterOrEqual(t, used, min(active, 2))
+		require.GreaterOrEqual(t, len(used), min(active, 2))
 	}
 	n, err := tap.Queue(3).Read([]Frame{{}}, false)
 	require.NoError(t, err)
@@ -452,7 +455,7 @@ func TestTapDeleted(t *testing.T) {
 	select {
 	case err := <-done:
 		require.ErrorContains(t, err, "the interface was deleted")
-	case <-time.After(10 * time.Second):
+	case <-time.After(time.Minute):
 		t.Fatal("the reader still waits")
 	}
 }

@@ -227,7 +227,7 @@ func (d *Disk) landed(g []*flight, size int64, err error) {
 	} else if err != nil {
 		d.sched.inFlight -= size
 		d.sched.requests--
-		d.sched.back(err)
+		d.sched.back(g, err)
 	} else {
 		d.sched.keeping--
 	}

@@ -79,11 +79,19 @@ func (s *schedule) missed(n, chunks int, off bool) {
 	}
 }
 
-// back notes how a prefetch request went.
-func (s *schedule) back(err error) {
-	if err != nil {
-		// Look for what is absent from the beginning, after a while.
-		s.retry, s.fill, s.next = time.Now().Add(time.Second), 0, 0
+// back notes that a prefetch request has failed.
+func (s *schedule) back(g []*flight, err error) {
+	// Look for what is absent from the beginning, after a while.
+	s.retry, s.fill, s.next = time.Now().Add(time.Second), 0, 0
+	if lasting(err) {
+		return
+	}
+	// Neighbours are in no list; and somebody must find out when an outage
+	// is over.
+	for _, f := range g {
+		if len(s.near) < maxNear {
+			s.near = append(s.near, f.chunk.N)
+		}
 	}
 }
 

@@ -131,7 +131,7 @@ func TestSet(t *testing.T) {
 			done <- err
 		}()
 	}
-	require.Eventually(t, func() bool { return l.Waiting() == 3 }, 10*time.Second, time.Millisecond)
+	require.Eventually(t, func() bool { return l.Waiting() == 3 }, time.Minute, time.Millisecond)
 	_, err = d.TryReadVAt([][]byte{make([]byte, 1)}, 0)
 	require.Equal(t, disk.ErrWouldBlock, err)
 	require.NoError(t, d.Flush(), "a flush is free")
@@ -146,23 +146,24 @@ func TestSet(t *testing.T) {
 
 // Close ends those who wait; those of other disks go on waiting.
 func TestClose(t *testing.T) {
-	l := limiter(t, limit.Rate{Requests: 1, BurstRequests: 1})
+	l := limiter(t, limit.Rate{Bytes: 1, BurstBytes: 1})
 	a, b := limit.Wrap(memory(t, 1<<20), l), limit.Wrap(memory(t, 1<<20), l)
-	require.NoError(t, a.Discard(0, 512))
-	done := make(chan error, 2)
-	for range 2 {
-		go func() { done <- a.WriteZeroes(0, 512, true) }()
+	_, err := a.WriteAt(make([]byte, 1<<20), 0) // on credit, for twelve days
+	require.NoError(t, err)
+	read := func(d disk.Backend, done chan error) {
+		_, err := d.ReadAt(make([]byte, 4096), 0)
+		done <- err
 	}
-	other := make(chan error, 1)
-	go func() { other <- b.WriteZeroes(0, 512, true) }()
-	require.Eventually(t, func() bool { return l.Waiting() >= 2 }, 10*time.Second, time.Millisecond)
+	done, other := make(chan error, 2), make(chan error, 1)
+	go read(a, done)
+	go read(a, done)
+	go read(b, other)
+	require.Eventually(t, func() bool { return l.Waiting() == 3 }, time.Minute, time.Millisecond)
 	require.NoError(t, a.Close())
 	for range 2 {
-		// One may have had its turn.
-		if err := <-done; err != nil {
-			require.ErrorIs(t, err, os.ErrClosed)
-		}
+		require.ErrorIs(t, <-done, os.ErrClosed)
 	}
+	require.Empty(t, other)
 	require.NoError(t, l.Set(limit.Rate{}))
 	require.NoError(t, <-other)
 }

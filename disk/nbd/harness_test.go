@@ -96,7 +96,7 @@ func dial(t testing.TB, cfg ClientConfig) *Client {
 		cfg.Log = testLog(t)
 	}
 	if cfg.Timeout == 0 {
-		cfg.Timeout = 20 * time.Second
+		cfg.Timeout = time.Minute
 	}
 	c, err := Dial(context.Background(), cfg)
 	require.NoError(t, err)

@@ -6,6 +6,7 @@ import (
 	"encoding/binary"
 	"io"
 	"net"
+	"strings"
 	"testing"
 	"time"
 
@@ -34,7 +35,7 @@ func fakeServer(t testing.TB, fn func(nc net.Conn)) ClientConfig {
 		l.Close()
 		<-done
 	})
-	return ClientConfig{Network: "unix", Address: l.Addr().String(), HandshakeTimeout: 5 * time.Second}
+	return ClientConfig{Network: "unix", Address: l.Addr().String(), HandshakeTimeout: time.Minute}
 }
 
 const fakeSize = 1 << 20
@@ -217,25 +218,48 @@ func TestHostileReplies(t *testing.T) {
 			cfg.Timeout = 150 * time.Millisecond
 			client := dial(t, cfg)
 			if c.status {
-				_, err := client.Extent(off)
-				require.ErrorIs(t, err, disk.ErrUnavailable)
-				require.ErrorContains(t, err, c.want)
+				failsWith(t, c.want, func() error { _, err := client.Extent(off); return err })
 				return
 			}
 			got := make([]byte, n)
-			_, err := client.ReadAt(got, off)
+			read := func() error { _, err := client.ReadAt(got, off); return err }
 			if c.name == "twice" {
-				// The first reply was a good one.
-				require.NoError(t, err)
-				require.Equal(t, good, got)
-				_, err = client.ReadAt(got, off)
+				// The first reply of each connection is a good one, and the
+				// next request may get the next connection.
+				for range 2 {
+					clear(got)
+					insist(t, read)
+					require.Equal(t, good, got)
+				}
+				return
 			}
-			if c.name == "twice" && err == nil {
-				return // served by the next connection in time
-			}
-			require.ErrorIs(t, err, disk.ErrUnavailable)
-			require.ErrorContains(t, err, c.want)
+			failsWith(t, c.want, read)
 		})
+	}
+}
+
+// failsWith repeats a request until it fails for the reason wanted: on a busy
+// host it may fail first because no answer came in time.
+func failsWith(t *testing.T, want string, request func() error) {
+	t.Helper()
+	for end := time.Now().Add(time.Minute); ; {
+		err := request()
+		require.ErrorIs(t, err, disk.ErrUnavailable)
+		if strings.Contains(err.Error(), want) {
+			return
+		}
+		if time.Now().After(end) {
+			require.ErrorContains(t, err, want)
+		}
+	}
+}
+
+// insist repeats a request until it works: on a busy host any server seems to
+// be away, for a while.
+func insist(t *testing.T, request func() error) {
+	t.Helper()
+	for err := request(); err != nil; err = request() {
+		require.ErrorIs(t, err, disk.ErrUnavailable)
 	}
 }
 
@@ -296,8 +320,8 @@ func TestTooFragmentedReply(t *testing.T) {
 		}
 	})
 	cfg.Timeout = 200 * time.Millisecond
-	_, err := dial(t, cfg).ReadAt(make([]byte, 4096), 0)
-	require.ErrorContains(t, err, "pieces")
+	client := dial(t, cfg)
+	failsWith(t, "pieces", func() error { _, err := client.ReadAt(make([]byte, 4096), 0); return err })
 }
 
 func TestHostileHandshake(t *testing.T) {

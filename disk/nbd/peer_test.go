@@ -45,7 +45,7 @@ func startPeer(t testing.TB, cfg ClientConfig, path string, args ...string) *pee
 	p.cmd.Stdout, p.cmd.Stderr = &p.out, &p.out
 	require.NoError(t, p.cmd.Start())
 	t.Cleanup(func() { p.kill() })
-	for range 1000 {
+	for range 6000 {
 		nc, err := net.Dial(cfg.Network, cfg.Address)
 		if err == nil {
 			nc.Close()

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"os"
+	"path/filepath"
 	"strconv"
 	"testing"
 
@@ -16,8 +17,8 @@ import (
 	"github.com/vmkit-go/vmkit/disk/qcow2"
 )
 
-// rounds is how often a test with crashes in it repeats: n, 200 times that
-// with VMKIT_SOAK=200, and so on.
+// rounds is how often a test with crashes in it repeats: n, or VMKIT_SOAK if
+// that is more.
 func rounds(t *testing.T, n int) int {
 	if testing.Short() {
 		n = max(1, n/4)
@@ -88,9 +89,14 @@ func TestPowerCut(t *testing.T) {
 		{cc: qcow2.CreateConfig{ClusterSize: 1024, LazyRefcounts: true}, backing: true},
 	} {
 		t.Run(fmt.Sprintf("%d", i), func(t *testing.T) {
+			t.Parallel()
 			const size = 1 << 20
 			r := rand.New(rand.NewPCG(uint64(i), 20))
-			for range rounds(t, 8) {
+			n := rounds(t, 8)
+			for round := range n {
+				if round > 0 && round%100 == 0 {
+					t.Logf("%d of %d rounds", round, n)
+				}
 				base, model := filled(t, size*2/3, uint64(i))
 				model = append(model, make([]byte, size-len(model))...)
 				cc, c := v.cc, qcow2.Config{CacheSize: 1}
@@ -142,11 +148,14 @@ func TestPowerCut(t *testing.T) {
 // requireQEMUNoErrors has QEMU find nothing but leaks.
 func requireQEMUNoErrors(t *testing.T, b disk.Backend) {
 	t.Helper()
-	out, err := qemuImg(t, "check", "-f", "qcow2", save(t, b))
+	path := save(t, b)
+	out, err := qemuImg(t, "check", "-f", "qcow2", path)
 	var exit interface{ ExitCode() int }
 	if err != nil && (!errors.As(err, &exit) || exit.ExitCode() != 3) {
 		t.Fatalf("qemu-img check: %v\n%s", err, out)
 	}
+	// Thousands of rounds would fill the file system before the test ends.
+	require.NoError(t, os.RemoveAll(filepath.Dir(path)))
 }
 
 // crashSteps changes im at random until it fails.

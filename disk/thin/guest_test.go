@@ -61,7 +61,7 @@ func (g *guest) write(slot int, page int64, r *rand.Rand) {
 func (g *guest) wait(n int) {
 	g.t.Helper()
 	for range n {
-		head, _, err := g.m.WaitUsed(0, 20*time.Second)
+		head, _, err := g.m.WaitUsed(0, time.Minute)
 		require.NoError(g.t, err)
 		i, ok := g.slots[head]
 		require.True(g.t, ok)
@@ -135,7 +135,7 @@ func TestGuestsWaitForSpace(t *testing.T) {
 					g.write(i, int64(i), r)
 				}
 			}
-			require.Eventually(t, func() bool { return held() == 12 && p.Usage().Level == thin.Full }, 20*time.Second, time.Millisecond)
+			require.Eventually(t, func() bool { return held() == 12 && p.Usage().Level == thin.Full }, time.Minute, time.Millisecond)
 			if save {
 				// A machine that is saved now goes on elsewhere.
 				g := guests[0]
@@ -156,24 +156,24 @@ func TestGuestsWaitForSpace(t *testing.T) {
 				mu.Lock()
 				guests = []*guest{&next, guests[1]}
 				mu.Unlock()
-				require.Eventually(t, func() bool { return held() == 12 }, 20*time.Second, time.Millisecond)
+				require.Eventually(t, func() bool { return held() == 12 }, time.Minute, time.Millisecond)
 			}
 			require.NoError(t, p.Grow(26*4096))
-			require.Eventually(t, func() bool { return held() == 6 }, 20*time.Second, time.Millisecond)
+			require.Eventually(t, func() bool { return held() == 6 }, time.Minute, time.Millisecond)
 			require.NoError(t, p.Grow(32*4096))
 			for _, g := range guests {
 				g.wait(guestSlots)
 				g.check()
 			}
 			// A request is answered a moment before it stops counting.
-			require.Eventually(t, func() bool { return held() == 0 }, 20*time.Second, time.Millisecond)
+			require.Eventually(t, func() bool { return held() == 0 }, time.Minute, time.Millisecond)
 
 			// Full again: the one waits for what the other discards.
 			a, b := guests[0], guests[1]
 			for i := range 4 {
 				a.write(i, int64(40+i), r)
 			}
-			require.Eventually(t, func() bool { return a.dev.Held() == 4 }, 20*time.Second, time.Millisecond)
+			require.Eventually(t, func() bool { return a.dev.Held() == 4 }, time.Minute, time.Millisecond)
 			seg := binary.LittleEndian.AppendUint64(nil, 8) // from page 1 on
 			seg = binary.LittleEndian.AppendUint64(seg, 4*8)
 			b.submit(0, 11, 0, seg)

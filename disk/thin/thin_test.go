@@ -207,7 +207,7 @@ func TestWatermarks(t *testing.T) {
 				require.Equal(t, "store", e.Pool)
 				require.Equal(t, e.To, e.Usage.Level)
 				require.EqualValues(t, 2<<20, e.Usage.Promised)
-			case <-time.After(10 * time.Second):
+			case <-time.After(time.Minute):
 				t.Fatalf("no event, want %v", want)
 			}
 		}

@@ -283,7 +283,7 @@ func testServe(t *testing.T, h *nestedkvm.Host) {
 		out.Reset()
 		err := r.Run(t.Context(), nestedkvm.Cmd{Path: "sh", Args: []string{"-c", "ps | grep -v grep | grep 'sleep 987'"}, Stdout: &out})
 		return err != nil && out.Len() == 0
-	}, 10*time.Second, 50*time.Millisecond)
+	}, time.Minute, 50*time.Millisecond)
 
 	tctx, tcancel := context.WithTimeout(t.Context(), 300*time.Millisecond)
 	defer tcancel()

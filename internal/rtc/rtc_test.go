@@ -252,7 +252,7 @@ func TestHostTimer(t *testing.T) {
 
 func await(t *testing.T, line *chiptest.Line) {
 	t.Helper()
-	for deadline := time.Now().Add(10 * time.Second); !line.Level(); time.Sleep(time.Millisecond) {
+	for deadline := time.Now().Add(time.Minute); !line.Level(); time.Sleep(time.Millisecond) {
 		if time.Now().After(deadline) {
 			t.Fatal("no interrupt")
 		}

@@ -69,9 +69,7 @@ func TestPoll(t *testing.T) {
 			// A collection of garbage does not wait for the goroutine.
 			done := make(chan bool)
 			go func() { ready(); close(done) }()
-			start := time.Now()
 			runtime.GC()
-			require.Less(t, time.Since(start), time.Minute)
 			_, _ = unix.Write(fd, one[:])
 			<-done
 			require.Zero(t, testing.AllocsPerRun(100, ready))

@@ -495,7 +495,7 @@ func (c *Cache) closeFiles() error {
 		errs = append(errs, c.log.file.Close())
 	}
 	if c.lock != nil {
-		errs = append(errs, c.lock.Close())
+		errs = append(errs, unlockDir(c.lock))
 	}
 	return errors.Join(errs...)
 }

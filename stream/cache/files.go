@@ -105,8 +105,8 @@ func (f osFile) Sync() error {
 	}
 }
 
-// lockDir keeps others from the directory until the file is closed, or the
-// process ends in whatever way.
+// lockDir keeps others from the directory until unlockDir, or until the process
+// ends in whatever way.
 func lockDir(dir string) (*os.File, error) {
 	f, err := os.OpenFile(filepath.Join(dir, "lock"), os.O_RDWR|os.O_CREATE, 0o600)
 	if err != nil {
@@ -129,4 +129,10 @@ func lockDir(dir string) (*os.File, error) {
 		return nil, err
 	}
 	return f, nil
+}
+
+// unlockDir gives the lock back even if a process that is just being started
+// has a copy of the file's descriptor.
+func unlockDir(f *os.File) error {
+	return errors.Join(unix.Flock(int(f.Fd()), unix.LOCK_UN), f.Close())
 }

@@ -95,5 +95,10 @@ func lockDir(dir string) (unlock func(), err error) {
 		d.Close()
 		return nil, err
 	}
-	return func() { d.Close() }, nil
+	return func() {
+		// A process that is just being started may have a copy of the
+		// descriptor, which keeps the lock over a close.
+		_ = unix.Flock(int(d.Fd()), unix.LOCK_UN)
+		d.Close()
+	}, nil
 }

@@ -77,7 +77,7 @@ func TestServers(t *testing.T) {
 		"good": {1 << 30}, "mad, good": {1, 1 << 30}, "often, often": {2, 2}, "mad, mad": {1, 1}, "seldom": {20},
 	} {
 		t.Run(name, func(t *testing.T) {
-			cfg := fetch.HTTPConfig{Backoff: time.Millisecond, Attempts: 10, Stall: 10 * time.Second}
+			cfg := fetch.HTTPConfig{Backoff: time.Millisecond, Attempts: 10, Stall: time.Minute}
 			for i, o := range odds {
 				s := httptest.NewServer(&mischief{dir: dir, odds: o, r: rand.New(rand.NewPCG(uint64(i), 9))})
 				defer s.Close()

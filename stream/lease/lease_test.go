@@ -111,15 +111,27 @@ func TestRevoke(t *testing.T) {
 }
 
 func TestKeep(t *testing.T) {
-	s, c := start(t, ServerConfig{})
+	// The server's clock stands still but for what it is told, so that a busy
+	// host loses no lease.
+	clk := &clock{t: time.Now()}
+	s, c := start(t, ServerConfig{now: clk.now})
 	ctx, cancel := context.WithCancel(t.Context())
-	l, err := c.Acquire(ctx, "disk", "a", 200*time.Millisecond)
+	const ttl = 200 * time.Millisecond
+	l, err := c.Acquire(ctx, "disk", "a", ttl)
 	require.NoError(t, err)
 	done := make(chan error, 1)
 	go func() { done <- l.Keep(ctx, KeepConfig{}) }()
-	time.Sleep(600 * time.Millisecond)
+	for range 5 {
+		clk.advance(150 * time.Millisecond)
+		require.Eventually(t, func() bool {
+			s.mu.Lock()
+			defer s.mu.Unlock()
+			e := s.held("disk")
+			return e != nil && e.Expires.Equal(clk.now().Add(ttl))
+		}, time.Minute, time.Millisecond, "it is not renewed")
+	}
 	st := l.State()
-	require.NoError(t, s.Check("disk", st.Token, st.Secret), "it was renewed")
+	require.NoError(t, s.Check("disk", st.Token, st.Secret))
 	cancel()
 	require.NoError(t, <-done)
 }

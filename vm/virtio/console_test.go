@@ -2,15 +2,18 @@ package virtio_test
 
 import (
 	"bytes"
+	"encoding/base64"
 	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
+	"runtime"
 	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
 
+	"github.com/vmkit-go/vmkit/vm/device"
 	"github.com/vmkit-go/vmkit/vm/virtio"
 	"github.com/vmkit-go/vmkit/vm/virtio/virtiotest"
 )
@@ -46,7 +49,7 @@ func (g *guest) offer(q, n int) {
 // recv waits for one buffer of queue q, and offers it again.
 func (g *guest) recv(q int) []byte {
 	g.t.Helper()
-	head, n, err := g.WaitUsed(q, 5*time.Second)
+	head, n, err := g.WaitUsed(q, time.Minute)
 	if err != nil {
 		g.t.Fatal(err)
 	}
@@ -119,7 +122,7 @@ func (o *output) Write(p []byte) (int, error) {
 
 func (o *output) wait(t testing.TB, want string) {
 	t.Helper()
-	for end := time.Now().Add(5 * time.Second); ; time.Sleep(time.Millisecond) {
+	for end := time.Now().Add(time.Minute); ; time.Sleep(time.Millisecond) {
 		o.mu.Lock()
 		got := string(o.buf)
 		o.mu.Unlock()
@@ -282,7 +285,7 @@ func TestConsoleBackPressure(t *testing.T) {
 		}
 		m.Transport.Resume()
 		close(out.gate)
-		for end := time.Now().Add(5 * time.Second); used < 10; {
+		for end := time.Now().Add(time.Minute); used < 10; {
 			m.Inbox.Deliver()
 			if _, _, ok := g.Rings[1].Used1(); ok {
 				used++
@@ -307,7 +310,7 @@ func TestConsoleBackPressure(t *testing.T) {
 		}
 		g.offer(0, 8)
 		var got []byte
-		for end := time.Now().Add(5 * time.Second); len(got) < len(want); {
+		for end := time.Now().Add(time.Minute); len(got) < len(want); {
 			m.Inbox.Deliver()
 			head, n, ok := g.Rings[0].Used1()
 			if !ok {
@@ -394,11 +397,17 @@ func TestConsoleSaveLoad(t *testing.T) {
 			t.Fatal(err)
 		}
 		inW.Close()
-		time.Sleep(5 * time.Millisecond)
-		m.Transport.Pause()
-		st, err := m.Transport.Save()
-		if err != nil {
-			t.Fatal(err)
+		// What was written has been read, but may be on its way to the device.
+		typed := base64.StdEncoding.EncodeToString([]byte("typed before"))
+		var st device.State
+		for !bytes.Contains(st.Data, []byte(typed)) {
+			m.Transport.Resume()
+			runtime.Gosched()
+			m.Transport.Pause()
+			var err error
+			if st, err = m.Transport.Save(); err != nil {
+				t.Fatal(err)
+			}
 		}
 		out := &output{}
 		opened := make(chan bool, 10)

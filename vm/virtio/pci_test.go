@@ -67,7 +67,7 @@ func TestPCIMoveBAR(t *testing.T) {
 		}
 		write(0x10, 0, 0, 8, 0xc0)
 		write(4, 6, 0)
-		if _, _, err := m.WaitUsed(0, 5*time.Second); err != nil {
+		if _, _, err := m.WaitUsed(0, time.Minute); err != nil {
 			t.Fatal(err) // moving re-notifies
 		}
 		if v := m.Read(bar+0x80000+20, 1); v != 15 {
@@ -77,7 +77,7 @@ func TestPCIMoveBAR(t *testing.T) {
 			t.Fatal(err)
 		}
 		m.Write(bar+0x80000+0x6004, 2, 1)
-		if _, _, err := m.WaitUsed(1, 5*time.Second); err != nil {
+		if _, _, err := m.WaitUsed(1, time.Minute); err != nil {
 			t.Fatal(err)
 		}
 		// Onto something else: not mapped, but not fatal.
@@ -203,7 +203,7 @@ func TestPCIConfigWindow(t *testing.T) {
 	}
 	window(0, 0x6004, 2)
 	write(at+16, 1, 0)
-	if _, _, err := m.WaitUsed(1, 5*time.Second); err != nil {
+	if _, _, err := m.WaitUsed(1, time.Minute); err != nil {
 		t.Fatal(err)
 	}
 	for _, bad := range []struct {

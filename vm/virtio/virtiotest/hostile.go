@@ -46,7 +46,7 @@ type HostileConfig struct {
 	// Outside, if not nil, is called now and then to make something happen
 	// on the host's side, such as input.
 	Outside func(r *rand.Rand)
-	// StepTimeout is how long a step may take; 0: 20 seconds.
+	// StepTimeout is how long a step may take; 0: a minute.
 	StepTimeout time.Duration
 }
 
@@ -70,7 +70,7 @@ func Hostile(t *testing.T, cfg HostileConfig) {
 		cfg.Steps = HostileSteps()
 	}
 	if cfg.StepTimeout == 0 {
-		cfg.StepTimeout = 20 * time.Second
+		cfg.StepTimeout = time.Minute
 	}
 	if cfg.Seed == 0 {
 		cfg.Seed = rand.Uint64()
@@ -143,7 +143,7 @@ func (h *hostile) run(steps int) {
 	if n := h.m.bells.len(); n != 0 {
 		h.t.Errorf("%d doorbells left open", n)
 	}
-	for end := time.Now().Add(5 * time.Second); runtime.NumGoroutine() > goroutines; time.Sleep(time.Millisecond) {
+	for end := time.Now().Add(time.Minute); runtime.NumGoroutine() > goroutines; time.Sleep(time.Millisecond) {
 		if time.Now().After(end) {
 			buf := make([]byte, 1<<16)
 			h.t.Fatalf("%d goroutines left of %d before:\n%s", runtime.NumGoroutine(), goroutines, buf[:runtime.Stack(buf, true)])

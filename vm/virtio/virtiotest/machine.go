@@ -320,14 +320,14 @@ func (m *Machine) WaitUsed(q int, timeout time.Duration) (head uint16, written u
 	}
 }
 
-// Do offers one chain on queue q and waits, 10 seconds at most, until it is used.
+// Do offers one chain on queue q and waits, a minute at most, until it is used.
 func (m *Machine) Do(q int, bufs ...Buf) (written uint32, err error) {
 	head, err := m.Rings[q].Add(bufs...)
 	if err != nil {
 		return 0, err
 	}
 	m.Kick(q)
-	got, n, err := m.WaitUsed(q, 10*time.Second)
+	got, n, err := m.WaitUsed(q, time.Minute)
 	if err == nil && got != head {
 		err = fmt.Errorf("queue %d: used head %d, want %d", q, got, head)
 	}
