@@ -125,6 +125,14 @@ func (r runner) Run(exit *vcpu.Exit) error {
 			c.access.exit(exit)
 			return nil
 		}
+		if c.access.known > 0 {
+			// The instruction goes on that has its answer. An interrupt that came
+			// before would have it ask again, and a kick would leave it half done.
+			if done := e.runTurn(c, exit); done {
+				return nil
+			}
+			continue
+		}
 		e.interject()
 		if e.kicked.Swap(false) {
 			*exit = vcpu.Exit{Reason: vcpu.ExitKick}
@@ -225,6 +233,9 @@ func (e *Engine) runTurn(c *CPU, exit *vcpu.Exit) bool {
 		return true
 	}
 	n := e.turnLeft
+	if c.access.known > 0 {
+		n = 1
+	}
 	if t := e.clock.countAt(e.nextEvent()); t != never {
 		n = min(n, t-e.count)
 	}
