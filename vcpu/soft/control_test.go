@@ -197,6 +197,22 @@ func TestTSC(t *testing.T) {
 	m.fault(excGP, 0, atUser)
 }
 
+// TestDeadlineAfterTSC: with a TSC that had been set back, every deadline was past.
+func TestDeadlineAfterTSC(t *testing.T) {
+	m := newLong(t)
+	m.e.clock.skipped = 1_000_000
+	if !m.writeMSR(msrTSC, 0, m.e.count) {
+		t.Fatal("WRMSR")
+	}
+	for tsc, want := range map[uint64]int64{
+		5000: 1_005_000, 0: 1_000_000, 1 << 62: 1<<62 + 1_000_000, 1<<64 - 1: never, 1<<64 - 1_000_001: never,
+	} {
+		if got := max(m.e.tscTime(0, tsc), m.e.clock.Now()); got != want {
+			t.Errorf("TSC %d at %d, want %d", tsc, got, want)
+		}
+	}
+}
+
 func TestTables(t *testing.T) {
 	m := newLong(t)
 	// SGDT [0x40000]; LIDT [0x40010]; SIDT [0x40020]
