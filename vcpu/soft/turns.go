@@ -107,7 +107,10 @@ var errRunning = errors.New("soft: the machine runs already")
 // Run runs the machine until something needs attention.
 func (r runner) Run(exit *vcpu.Exit) error {
 	e := r.e
-	if !e.runMu.TryLock() {
+	e.enterMu.Lock()
+	alone := e.runMu.TryLock()
+	e.enterMu.Unlock()
+	if !alone {
 		return errRunning
 	}
 	defer e.runMu.Unlock()
