@@ -122,7 +122,7 @@ func (e *Engine) writeAPIC(c *CPU, index uint32, v uint64) bool {
 	e.retime()
 	switch index {
 	case msrAPICBase:
-		if !l.SetBase(v) {
+		if v&c.physReserved() != 0 || !l.SetBase(v) {
 			return false
 		}
 		c.updateAPICPage()
