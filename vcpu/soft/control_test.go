@@ -232,6 +232,22 @@ func TestINIT(t *testing.T) {
 	}
 }
 
+// TestStrayStartUp: a start-up interrupt for a CPU that runs, of which Linux sends one to
+// each, stayed pending for good, and the CPU looked for it after every STI or IRET.
+func TestStrayStartUp(t *testing.T) {
+	m := newLong(t)
+	l := m.e.chips.LAPIC(0)
+	l.Write(0x310, 0)      // ICR: to CPU 0
+	l.Write(0x300, 0x4612) // start-up at 0x12000
+	if !l.HasEvent() {
+		t.Fatal("it does not arrive")
+	}
+	rip := m.rip
+	if !m.poll() || l.HasEvent() || m.rip != rip {
+		t.Errorf("RIP %#x, events %b", m.rip, l.Events())
+	}
+}
+
 func TestTables(t *testing.T) {
 	m := newLong(t)
 	// SGDT [0x40000]; LIDT [0x40010]; SIDT [0x40020]

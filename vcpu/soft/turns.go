@@ -4,6 +4,7 @@ import (
 	"errors"
 	"time"
 
+	"github.com/vmkit-go/vmkit/internal/irqchip"
 	"github.com/vmkit-go/vmkit/vcpu"
 )
 
@@ -199,19 +200,19 @@ func (c *CPU) poll() bool {
 	if c.wait == vcpu.MPSIPI { // from a saved state
 		c.sipi(c.sipiVector)
 	}
-	if l.HasEvent() || c.nmiPending > 0 {
-		if l.TakeINIT() {
+	if ev := l.Events(); ev != 0 || c.nmiPending > 0 {
+		if ev&irqchip.EventINIT != 0 && l.TakeINIT() {
 			c.init()
 		}
-		if c.wait == vcpu.MPInit {
+		if ev&irqchip.EventSIPI != 0 {
 			if v, ok := l.TakeSIPI(); ok {
-				c.sipi(v)
+				c.sipi(v) // which a CPU ignores that does not wait for one
 			}
 		}
 		if c.wait == vcpu.MPRunning && !c.shutdown {
 			switch {
 			case c.shadow:
-			case !c.nmiMasked && (c.nmiPending > 0 || l.TakeNMI()):
+			case !c.nmiMasked && (c.nmiPending > 0 || ev&irqchip.EventNMI != 0 && l.TakeNMI()):
 				c.nmiPending -= min(c.nmiPending, 1)
 				c.halted = false
 				c.takeNMI()
