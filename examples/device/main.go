@@ -6,11 +6,8 @@
 //	This is not random: it's vmkit.
 //	This is not random: it's vmkit.
 //
-// The host's KVM must be able to run a kernel. Where it is not, the nested host
-// is one that can:
-//
-//	go build -o /tmp/device ./examples/device
-//	go run ./internal/nestedkvm/nestedexec /tmp/device
+// Where the host's KVM cannot run a kernel the guest runs in software, which takes
+// some seconds longer.
 package main
 
 import (

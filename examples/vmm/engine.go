@@ -9,26 +9,35 @@ import (
 )
 
 // chooseEngine settles what auto means here, and finds out about a missing
-// permission before anything is fetched. The user is told why it is soft once
-// that is all there is to tell: see session.explain.
+// permission before anything is fetched. What the user should know about the engine is
+// told once that is all there is to tell: see explain.
 func (o *options) chooseEngine() error {
-	if o.engine == vm.EngineAuto {
-		o.engine, o.whySoft = vm.ChooseEngine()
-	}
-	if o.engine != vm.EngineKVM {
+	if o.engine == vm.EngineSoft {
 		return nil
+	}
+	best, why := vm.ChooseEngine()
+	if o.engine == vm.EngineAuto {
+		o.engine = best
+		if best == vm.EngineSoft {
+			o.note = why + "; running in software"
+			return nil
+		}
 	}
 	sys, err := kvm.Open()
 	if err != nil {
 		return err
 	}
+	if best != vm.EngineKVM {
+		o.note = why
+	}
 	return sys.Close()
 }
 
-// explain says once why the engine is not KVM, unless it was asked for.
+// explain says once why the engine is not KVM, unless that was asked for, or what is
+// wrong with the KVM that was.
 func (o *options) explain() {
-	if o.whySoft != "" {
-		fmt.Fprintf(os.Stderr, "vmm: %s; running in software\n", o.whySoft)
-		o.whySoft = ""
+	if o.note != "" {
+		fmt.Fprintf(os.Stderr, "vmm: %s\n", o.note)
+		o.note = ""
 	}
 }

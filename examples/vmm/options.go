@@ -35,7 +35,7 @@ type options struct {
 	protocol       boot.Protocol
 	unpack         boot.Unpack
 	engine         string
-	whySoft        string // why auto means soft here
+	note           string // about the engine, for the user
 	nets           []netOption
 	control        string
 	nested         bool
@@ -141,7 +141,7 @@ func parseFlags(fs *flag.FlagSet, args []string, usage string) ([]string, error)
 	err := fs.Parse(args)
 	switch {
 	case errors.Is(err, flag.ErrHelp):
-		fmt.Printf("usage: %s %s\n\n", fs.Name(), usage)
+		fmt.Printf("usage: %s\n\n", strings.TrimSpace(fs.Name()+" "+usage))
 		fs.SetOutput(os.Stdout)
 		fs.PrintDefaults()
 		return nil, err

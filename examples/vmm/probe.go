@@ -7,12 +7,17 @@ import (
 	"github.com/vmkit-go/vmkit/kvm"
 	"github.com/vmkit-go/vmkit/vcpu"
 	"github.com/vmkit-go/vmkit/vcpu/kvmcpu"
+	"github.com/vmkit-go/vmkit/vcpu/soft"
 	"github.com/vmkit-go/vmkit/vm"
 )
 
 // probeCommand says what this host can run, and why not.
 func probeCommand(_ context.Context, args []string) error {
-	if len(args) != 0 {
+	rest, err := parseFlags(newFlags("probe"), args, "")
+	if err != nil {
+		return err
+	}
+	if len(rest) != 0 {
 		return usageError("probe takes no arguments")
 	}
 	row := func(name, format string, values ...any) {
@@ -30,24 +35,27 @@ func probeCommand(_ context.Context, args []string) error {
 	}
 	row("soft", "yes: it interprets the CPU, and needs nothing of this host")
 	row("vmm run", "on %s", engine)
-	if err != nil {
-		return nil
-	}
-	sys, err := kvm.Open()
-	if err != nil {
-		return err
-	}
-	defer sys.Close()
-	host, err := kvmcpu.Supported(sys)
-	if err != nil {
-		return err
-	}
-	for _, m := range []vcpu.Model{vcpu.ModelV1, vcpu.ModelV2, vcpu.ModelV3} {
-		if _, err := m.Apply(host); err != nil {
-			row("cpu "+m.String(), "no: %v", err)
-		} else {
-			row("cpu "+m.String(), "yes")
+	models := func(engine string, have vcpu.CPUID) {
+		for _, m := range []vcpu.Model{vcpu.ModelV1, vcpu.ModelV2, vcpu.ModelV3} {
+			if _, err := m.Apply(have); err != nil {
+				row(engine+" "+m.String(), "no: %v", err)
+			} else {
+				row(engine+" "+m.String(), "yes")
+			}
 		}
 	}
+	if err == nil {
+		sys, err := kvm.Open()
+		if err != nil {
+			return err
+		}
+		defer sys.Close()
+		host, err := kvmcpu.Supported(sys)
+		if err != nil {
+			return err
+		}
+		models(vm.EngineKVM, host)
+	}
+	models(vm.EngineSoft, soft.Supported())
 	return nil
 }

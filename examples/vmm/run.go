@@ -84,7 +84,6 @@ func runOnce(ctx context.Context, options *options, dir string) (err error) {
 	if err != nil {
 		return err
 	}
-	options.explain()
 	s.term.resized(running, s.console.Resize)
 	if o.control != "" {
 		c, err := serveControl(o.control, s.save)
@@ -93,6 +92,7 @@ func runOnce(ctx context.Context, options *options, dir string) (err error) {
 		}
 		defer c.Close()
 	}
+	options.explain()
 	defer context.AfterFunc(ctx, func() {
 		if len(o.command) > 0 {
 			s.signal("TERM")

@@ -7,10 +7,10 @@ import (
 )
 
 // An access to a device leaves the guest. A read aborts its instruction, which
-// changes nothing; the caller of Run serves it, and the instruction runs again and
-// finds the answer. Writes are posted: the instruction completes, and its writes are
-// the next exits. Answers are kept until the instruction has run to its end, since it
-// may read more than once.
+// changes nothing; the caller of Run serves it, and the instruction runs again, before
+// anything else, and finds the answer. Writes are posted: the instruction completes, and
+// its writes are the next exits. Answers are kept until the instruction has run to its
+// end, since it may read more than once.
 
 // maxAccesses bounds what one instruction asks of devices: XRSTOR from a device's
 // registers reads 64-bit words.

@@ -81,14 +81,19 @@ func (c *CPU) updateAPICPage() {
 // count instructions.
 func (e *Engine) tscAt(count int64) uint64 { return uint64(e.clock.at(count)) }
 
-// tscTime is the time at which a CPU's TSC reaches a value.
+// tscTime is the time at which a CPU's TSC reaches a value: 0 if it has already.
 func (e *Engine) tscTime(cpu int, tsc uint64) int64 {
 	c := e.cpus[cpu]
-	if tsc < c.tscOffset { // it has wrapped, or was there before the machine was made
+	ticks := c.ticks(e.instructions())
+	now := ticks + c.tscOffset
+	if tsc <= now {
 		return 0
 	}
-	if t := c.clockOf(tsc - c.tscOffset); t < never {
-		return int64(t)
+	// The offset is negative if the TSC was set back, so count from now.
+	if at := ticks + (tsc - now); at > ticks {
+		if t := c.clockOf(at); t < never {
+			return int64(t)
+		}
 	}
 	return never
 }
@@ -117,7 +122,7 @@ func (e *Engine) writeAPIC(c *CPU, index uint32, v uint64) bool {
 	e.retime()
 	switch index {
 	case msrAPICBase:
-		if !l.SetBase(v) {
+		if v&c.physReserved() != 0 || !l.SetBase(v) {
 			return false
 		}
 		c.updateAPICPage()

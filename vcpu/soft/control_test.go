@@ -140,6 +140,7 @@ func TestMSRs(t *testing.T) {
 		{"MTRR capabilities", msrMTRRCap, 0, false, 0},
 		{"the ninth MTRR", 0x210, 0, false, 0},
 		{"APIC base", msrAPICBase, 0xfee00000 | vcpu.APICBaseBSP | vcpu.APICBaseEnable, true, 0xfee00000 | vcpu.APICBaseBSP | vcpu.APICBaseEnable},
+		{"APIC base, too wide", msrAPICBase, 1<<physBits | 0xfee00000 | vcpu.APICBaseEnable, false, 0},
 		{"APIC base, reserved", msrAPICBase, 0xfee00001, false, 0},
 		{"microcode level", msrUcodeRev, 0, true, ucodeRevision},
 		{"MISC_ENABLE", msrMiscEnable, 1, true, 1},
@@ -195,6 +196,56 @@ func TestTSC(t *testing.T) {
 	m.user(0x0f, 0x31)
 	m.runs()
 	m.fault(excGP, 0, atUser)
+}
+
+// TestDeadlineAfterTSC: with a TSC that had been set back, every deadline was past.
+func TestDeadlineAfterTSC(t *testing.T) {
+	m := newLong(t)
+	m.e.clock.skipped = 1_000_000
+	if !m.writeMSR(msrTSC, 0, m.e.count) {
+		t.Fatal("WRMSR")
+	}
+	for tsc, want := range map[uint64]int64{
+		5000: 1_005_000, 0: 1_000_000, 1 << 62: 1<<62 + 1_000_000, 1<<64 - 1: never, 1<<64 - 1_000_001: never,
+	} {
+		if got := max(m.e.tscTime(0, tsc), m.e.clock.Now()); got != want {
+			t.Errorf("TSC %d at %d, want %d", tsc, got, want)
+		}
+	}
+}
+
+// TestINIT: INIT left the registers of the local APIC as they were.
+func TestINIT(t *testing.T) {
+	m := newLong(t)
+	l := m.e.chips.LAPIC(0)
+	for _, r := range [][2]uint32{{0xf0, 0x1ff}, {0x80, 0x30}, {0x320, 0x40}, {0x380, 1000}} { // SVR, TPR, timer
+		l.Write(r[0], r[1])
+	}
+	if err := m.e.Signal(0xfee00000, 5<<8); err != nil {
+		t.Fatal(err)
+	}
+	if !m.poll() || m.rip != 0xfff0 || m.cr0&cr0PE != 0 {
+		t.Errorf("RIP %#x, CR0 %#x", m.rip, m.cr0)
+	}
+	if svr := l.Read(0xf0); svr != 0xff || l.TPR() != 0 || l.Read(0x380) != 0 || m.e.chips.Next() != never {
+		t.Errorf("SVR %#x, TPR %d, the timer's count %d", svr, l.TPR(), l.Read(0x380))
+	}
+}
+
+// TestStrayStartUp: a start-up interrupt for a CPU that runs, of which Linux sends one to
+// each, stayed pending for good, and the CPU looked for it after every STI or IRET.
+func TestStrayStartUp(t *testing.T) {
+	m := newLong(t)
+	l := m.e.chips.LAPIC(0)
+	l.Write(0x310, 0)      // ICR: to CPU 0
+	l.Write(0x300, 0x4612) // start-up at 0x12000
+	if !l.HasEvent() {
+		t.Fatal("it does not arrive")
+	}
+	rip := m.rip
+	if !m.poll() || l.HasEvent() || m.rip != rip {
+		t.Errorf("RIP %#x, events %b", m.rip, l.Events())
+	}
 }
 
 func TestTables(t *testing.T) {

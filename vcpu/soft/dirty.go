@@ -12,8 +12,10 @@ type dirtyLog struct{ e *Engine }
 
 var _ memory.DirtySource = dirtyLog{}
 
-// halted calls f while no CPU runs.
+// halted calls f while no CPU runs. A Run that was kicked does not begin anew before.
 func (d dirtyLog) halted(f func()) {
+	d.e.enterMu.Lock()
+	defer d.e.enterMu.Unlock()
 	if !d.e.runMu.TryLock() {
 		d.e.kick()
 		d.e.runMu.Lock()

@@ -75,6 +75,7 @@ type Engine struct {
 	logging     bool   // of pages written
 
 	runMu    sync.Mutex // held by Run
+	enterMu  sync.Mutex // held to enter Run, and to keep it from that
 	closed   bool
 	count    int64 // instructions executed when no CPU runs
 	running  *CPU

@@ -128,8 +128,10 @@ func (c *CPU) stringRepeat(u *uop) stop {
 	compares := u.cc == strCmps || u.cc == strScas
 	s := next
 	budget := uint64(repeatLimit)
-	if c.mode&modeSingle != 0 {
-		budget = 1 // each iteration is a step
+	if c.mode&modeSingle != 0 || c.access.known > 0 {
+		// Each iteration is a step; or it ends with the answer that it has, so that
+		// whoever waits for the machine need not wait for all of them.
+		budget = 1
 	}
 	for n > 0 && budget > 0 && s == next {
 		if k := c.stringBulk(u, min(n, budget)); k > 0 {

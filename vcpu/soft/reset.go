@@ -19,14 +19,18 @@ func (c *CPU) reset() {
 }
 
 // init is INIT: as reset, but the x87, SSE, MSRs, the TSC and caching stay as they are,
-// and an application processor waits for a start-up interrupt.
+// and an application processor waits for a start-up interrupt. The local APIC is reset but
+// for what says where it is.
 func (c *CPU) init() {
 	s := vcpu.PowerUp(true)
 	s.Control.CR0 = cr0ET | c.cr0&(cr0CD|cr0NW)
 	c.setInit(&s)
 	c.nmiPending, c.nmiMasked = 0, false
+	l := c.e.chips.LAPIC(c.id)
+	l.Reset()
+	c.e.retime()
 	c.wait = vcpu.MPRunning
-	if c.e.chips.LAPIC(c.id).Base()&vcpu.APICBaseBSP == 0 {
+	if l.Base()&vcpu.APICBaseBSP == 0 {
 		c.wait = vcpu.MPInit
 	}
 }

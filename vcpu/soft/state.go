@@ -206,6 +206,8 @@ func (c *CPU) supports(s *vcpu.State) error {
 		return missing("CR4 %#x: bits %#x", k.CR4, k.CR4&^c.cr4Valid)
 	case k.EFER&^(c.eferValid|eferLMA) != 0:
 		return missing("EFER %#x: bits %#x", k.EFER, k.EFER&^(c.eferValid|eferLMA))
+	case k.APICBase&c.physReserved() != 0:
+		return missing("IA32_APIC_BASE %#x: physical addresses of more than %d bits", k.APICBase, physBits)
 	case k.CR3&c.physReserved() != 0:
 		return missing("CR3 %#x: physical addresses of more than %d bits", k.CR3, physBits)
 	}

@@ -175,6 +175,7 @@ func TestStateRefused(t *testing.T) {
 		{"virtual-8086 mode", func(s *vcpu.State) { s.Regs.RFLAGS |= flagVM }, vcpu.ErrMissing, "8086"},
 		{"system-management mode", func(s *vcpu.State) { s.Events.SMI.Active = true }, vcpu.ErrMissing, "system-management"},
 		{"CR3", func(s *vcpu.State) { s.Control.CR3 = 1 << 45 }, vcpu.ErrMissing, "physical"},
+		{"APIC base", func(s *vcpu.State) { s.Control.APICBase |= 1 << 45 }, vcpu.ErrMissing, "IA32_APIC_BASE"},
 		{"KVM's clock", func(s *vcpu.State) { s.MSRs = []vcpu.MSR{{Index: 0x4b564d01, Value: 1}} }, vcpu.ErrMissing, "0x4b564d01"},
 		{"PAT", func(s *vcpu.State) { s.MSRs = []vcpu.MSR{{Index: msrPAT, Value: 2}} }, vcpu.ErrState, "0x277"},
 		{"EFER as an MSR", func(s *vcpu.State) { s.MSRs = []vcpu.MSR{{Index: msrEFER}} }, vcpu.ErrState, "field"},

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"time"
 
+	"github.com/vmkit-go/vmkit/internal/irqchip"
 	"github.com/vmkit-go/vmkit/vcpu"
 )
 
@@ -107,7 +108,10 @@ var errRunning = errors.New("soft: the machine runs already")
 // Run runs the machine until something needs attention.
 func (r runner) Run(exit *vcpu.Exit) error {
 	e := r.e
-	if !e.runMu.TryLock() {
+	e.enterMu.Lock()
+	alone := e.runMu.TryLock()
+	e.enterMu.Unlock()
+	if !alone {
 		return errRunning
 	}
 	defer e.runMu.Unlock()
@@ -124,6 +128,14 @@ func (r runner) Run(exit *vcpu.Exit) error {
 			e.served = c
 			c.access.exit(exit)
 			return nil
+		}
+		if c.access.known > 0 {
+			// The instruction goes on that has its answer. An interrupt that came
+			// before would have it ask again, and a kick would leave it half done.
+			if done := e.runTurn(c, exit); done {
+				return nil
+			}
+			continue
 		}
 		e.interject()
 		if e.kicked.Swap(false) {
@@ -188,19 +200,19 @@ func (c *CPU) poll() bool {
 	if c.wait == vcpu.MPSIPI { // from a saved state
 		c.sipi(c.sipiVector)
 	}
-	if l.HasEvent() || c.nmiPending > 0 {
-		if l.TakeINIT() {
+	if ev := l.Events(); ev != 0 || c.nmiPending > 0 {
+		if ev&irqchip.EventINIT != 0 && l.TakeINIT() {
 			c.init()
 		}
-		if c.wait == vcpu.MPInit {
+		if ev&irqchip.EventSIPI != 0 {
 			if v, ok := l.TakeSIPI(); ok {
-				c.sipi(v)
+				c.sipi(v) // which a CPU ignores that does not wait for one
 			}
 		}
 		if c.wait == vcpu.MPRunning && !c.shutdown {
 			switch {
 			case c.shadow:
-			case !c.nmiMasked && (c.nmiPending > 0 || l.TakeNMI()):
+			case !c.nmiMasked && (c.nmiPending > 0 || ev&irqchip.EventNMI != 0 && l.TakeNMI()):
 				c.nmiPending -= min(c.nmiPending, 1)
 				c.halted = false
 				c.takeNMI()
@@ -225,6 +237,9 @@ func (e *Engine) runTurn(c *CPU, exit *vcpu.Exit) bool {
 		return true
 	}
 	n := e.turnLeft
+	if c.access.known > 0 {
+		n = 1
+	}
 	if t := e.clock.countAt(e.nextEvent()); t != never {
 		n = min(n, t-e.count)
 	}
