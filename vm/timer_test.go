@@ -11,25 +11,33 @@ import (
 	"github.com/vmkit-go/vmkit/internal/kvmtest"
 	"github.com/vmkit-go/vmkit/internal/platform"
 	"github.com/vmkit-go/vmkit/memory"
+	"github.com/vmkit-go/vmkit/vcpu"
 	"github.com/vmkit-go/vmkit/vm"
 	"github.com/vmkit-go/vmkit/vm/boot"
 	"github.com/vmkit-go/vmkit/vm/boot/acpi"
 )
 
-// ticker is a loader of a guest that has the PIT interrupt it every 10 ms, and
-// writes a letter to the serial port at each interrupt: 'a' and on for the
-// inputs of the I/O APIC, 'A' and on for those of the master PIC.
-type ticker struct {
-	pics bool // the PICs' inputs are open, not the I/O APIC's
-}
+// ticker is a loader of a guest that a timer interrupts every some milliseconds,
+// and that writes a letter to the serial port at each interrupt: 'a' and on for
+// the inputs of the I/O APIC, 'A' and on for those of the master PIC, 'y' for the
+// local APIC's timer. Its value says which: the PIT by the I/O APIC ("c") or the
+// PICs ("A"), or the TSC deadline ("y").
+type ticker string
 
 func (k ticker) Load(mem *memory.Memory, hw acpi.Config) (boot.Entry, error) {
 	const (
-		idt, idtr, stubs, stubSize = 0x9000, 0x8ff0, 0xa000, 32
-		pic, io                    = 0x20, 0x30 // the vectors of their first inputs
+		idt, idtr, stubs, stubSize = 0x9000, 0x8ff0, 0xa000, 64
+		pic, io, timer             = 0x20, 0x30, 0x48 // vectors, of the first inputs
 	)
+	arm := []byte{
+		0xb9, 0xe0, 0x06, 0, 0, // mov ecx, IA32_TSC_DEADLINE
+		0x0f, 0x31, // rdtsc
+		0x05, 0x00, 0x00, 0x80, 0, // add eax, 1<<23
+		0x83, 0xd2, 0, // adc edx, 0
+		0x0f, 0x30, // wrmsr
+	}
 	masks, apicMask := byte(0xff), byte(0)
-	if k.pics {
+	if k == "A" {
 		masks, apicMask = 0, 1
 	}
 	code := []byte{
@@ -64,21 +72,37 @@ func (k ticker) Load(mem *memory.Memory, hw acpi.Config) (boot.Entry, error) {
 		{platform.PortPIC1 + 1, masks},
 		{platform.PortPITControl, 0x34}, {platform.PortPIT, 0x9c}, {platform.PortPIT, 0x2e}, // channel 0, mode 2, 11932
 	} {
+		if k == "y" && w[0] == platform.PortPITControl {
+			break
+		}
 		code = append(code, 0xb0, w[1], 0xe6, w[0]) // mov al, value; out port, al
+	}
+	if k == "y" {
+		code = append(code,
+			0xb9, 0x32, 0x08, 0, 0, // mov ecx, LVT timer
+			0xb8, timer, 0, 4, 0, // mov eax, TSC deadline mode
+			0x31, 0xd2, // xor edx, edx
+			0x0f, 0x30, // wrmsr
+			0x0f, 0xae, 0xf0, // mfence
+		)
+		code = append(code, arm...)
 	}
 	code = append(code,
 		0xfb,       // sti
 		0xf4,       // 1: hlt
 		0xeb, 0xfd, // jmp 1b
 	)
-	for vector := uint64(pic); vector < io+platform.IOAPICPins; vector++ {
+	for vector := uint64(pic); vector <= timer; vector++ {
 		letter, end := 'a'+byte(vector-io), []byte{
 			0xb9, 0x0b, 0x08, 0, 0, // mov ecx, EOI of the local APIC
 			0x31, 0xc0, // xor eax, eax
 			0x31, 0xd2, // xor edx, edx
 			0x0f, 0x30, // wrmsr
 		}
-		if vector < io {
+		switch {
+		case vector == timer:
+			end = append(end, arm...)
+		case vector < io:
 			letter, end = 'A'+byte(vector-pic), []byte{0xb0, 0x20, 0xe6, platform.PortPIC1} // mov al, EOI; out PIC, al
 		}
 		at := stubs + stubSize*vector
@@ -98,14 +122,15 @@ func (k ticker) Load(mem *memory.Memory, hw acpi.Config) (boot.Entry, error) {
 }
 
 // TestTimerWiring: the PIT's interrupt arrives where a PC's firmware tables say,
-// at input 2 of the I/O APIC and at input 0 of the PICs, and nowhere else.
+// at input 2 of the I/O APIC and at input 0 of the PICs, and nowhere else. The
+// local APIC's own timer interrupts, too.
 func TestTimerWiring(t *testing.T) { onEngines(t, testTimerWiring) }
 
 func testTimerWiring(t *testing.T, engine string) {
 	for _, tt := range []struct {
 		name, want string
 		guest      ticker
-	}{{"I/O APIC", "ccccc", ticker{}}, {"PIC", "AAAAA", ticker{pics: true}}} {
+	}{{"I/O APIC", "ccccc", "c"}, {"PIC", "AAAAA", "A"}, {"deadline", "yyyyy", "y"}} {
 		t.Run(tt.name, func(t *testing.T) {
 			out := new(console)
 			m, err := vm.New(vm.Config{Engine: engine, Memory: 16 << 20, Boot: tt.guest, Serial: vm.Serial{Out: out}})
@@ -117,15 +142,16 @@ func testTimerWiring(t *testing.T, engine string) {
 	}
 }
 
-// TestTimerHop: such a guest moves from one engine to the other and back, and
-// is interrupted as before.
+// TestTimerHop: such a guest moves from one engine to the other and back, either
+// way, and is interrupted as before.
 func TestTimerHop(t *testing.T) {
 	kvmtest.NeedNative(t, kvmtest.Open(t))
 	for _, engines := range [][]string{
+		{vm.EngineSoft, vm.EngineKVM, vm.EngineSoft, vm.EngineKVM},
 		{vm.EngineKVM, vm.EngineSoft, vm.EngineKVM, vm.EngineSoft},
 	} {
-		for letter, guest := range map[string]ticker{"c": {}, "A": {pics: true}} {
-			t.Run(engines[0]+" "+letter, func(t *testing.T) {
+		for _, guest := range []ticker{"c", "A", "y"} {
+			t.Run(engines[0]+" "+string(guest), func(t *testing.T) {
 				out := new(console)
 				var saved bytes.Buffer
 				for i, engine := range engines {
@@ -145,8 +171,36 @@ func TestTimerHop(t *testing.T) {
 					require.NoError(t, m.Save(&saved))
 					require.NoError(t, m.Close())
 				}
-				require.Empty(t, strings.Trim(out.String(), letter))
+				require.Empty(t, strings.Trim(out.String(), string(guest)))
 			})
 		}
 	}
+}
+
+// TestRefused: KVM refuses a machine that began in software and was not made for
+// it, names what it lacks, and does no harm: in software the machine goes on.
+func TestRefused(t *testing.T) {
+	kvmtest.NeedNative(t, kvmtest.Open(t))
+	out := new(console)
+	cfg := vm.Config{Engine: vm.EngineSoft, Memory: 16 << 20, Serial: vm.Serial{Out: out}, Boot: ticker("c")}
+	m, err := vm.New(cfg)
+	require.NoError(t, err)
+	runUntil(t, m, func() bool { return out.has("c") })
+	var saved bytes.Buffer
+	require.NoError(t, m.Save(&saved))
+	require.NoError(t, m.Close())
+
+	cfg.Boot, cfg.Engine = nil, vm.EngineKVM
+	_, err = vm.Load(cfg, bytes.NewReader(saved.Bytes()))
+	require.ErrorIs(t, err, vcpu.ErrMissing)
+	require.NotErrorIs(t, err, vm.ErrBadState)
+	require.ErrorContains(t, err, "Portable")
+	t.Log(err)
+
+	cfg.Engine = vm.EngineSoft
+	m, err = vm.Load(cfg, &saved)
+	require.NoError(t, err)
+	defer m.Close()
+	before := len(out.String())
+	runUntil(t, m, func() bool { return len(out.String()) > before })
 }
