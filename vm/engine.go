@@ -69,12 +69,16 @@ func newEngine(mem *memory.Memory, cfg Config, cpuid vcpu.CPUID) (vcpu.Engine, s
 
 // portable is what a guest that begins in software is to find so that it can go
 // on on this host's KVM: the CPUID that a portable machine shows there, and the
-// processor's TSC frequency, which few hosts can change. Without KVM it is
-// nothing, and the engine's own will do on hosts that have the same.
+// processor's TSC frequency, which few hosts can change. Without a KVM that runs
+// kernel code it is nothing, and the engine's own will do on hosts that have
+// the same.
 func portable(model vcpu.Model) (id vcpu.CPUID, tscHz uint64, err error) {
+	if name, _ := ChooseEngine(); name != EngineKVM {
+		return nil, 0, nil
+	}
 	sys, err := kvm.Open()
 	if err != nil {
-		return nil, 0, nil
+		return nil, 0, err
 	}
 	defer sys.Close()
 	host, err := kvmcpu.Supported(sys)

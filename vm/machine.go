@@ -84,7 +84,7 @@ type Config struct {
 	// KVM's own clock, so that it may go on, after Save and Load, on another
 	// engine than it booted on. The default Model is then x86-64-v2. A machine
 	// that begins in software finds the CPUID and TSC frequency of this host's
-	// KVM then, if there is one, and so is not the same on every host.
+	// KVM then, if that runs kernel code, and so is not the same on every host.
 	Portable bool
 	// StartTime is the time of day that the guest finds when the machine is
 	// made, or loaded, for runs that are to repeat themselves. Default: the
