@@ -6,6 +6,7 @@ import (
 	"io/fs"
 	"sync"
 
+	"github.com/vmkit-go/vmkit/kvm"
 	"github.com/vmkit-go/vmkit/memory"
 	"github.com/vmkit-go/vmkit/vcpu"
 	"github.com/vmkit-go/vmkit/vcpu/kvmcpu"
@@ -53,13 +54,45 @@ func newEngine(mem *memory.Memory, cfg Config, cpuid vcpu.CPUID) (vcpu.Engine, s
 		}
 		return e, name, nil
 	case EngineSoft:
-		e, err := soft.New(mem, soft.Config{CPUs: cfg.CPUs, Model: cfg.Model, CPUID: cpuid, RealTime: cfg.RealTime})
+		s := soft.Config{CPUs: cfg.CPUs, Model: cfg.Model, CPUID: cpuid, RealTime: cfg.RealTime}
+		if cfg.Portable && len(cpuid) == 0 {
+			var err error
+			if s.CPUID, s.TSCHz, err = portable(cfg.Model); err != nil {
+				return nil, name, err
+			}
+		}
+		e, err := soft.New(mem, s)
 		if err != nil {
 			return nil, name, err
 		}
 		return e, name, nil
 	}
 	return nil, name, fmt.Errorf("unknown engine %q: want %s, %s or %s", name, EngineAuto, EngineKVM, EngineSoft)
+}
+
+// portable is what a guest that begins in software is to find so that it can go
+// on on this host's KVM: the CPUID that a portable machine shows there, and the
+// processor's TSC frequency, which few hosts can change. Without a KVM that runs
+// kernel code it is nothing, and the engine's own will do on hosts that have
+// the same.
+func portable(model vcpu.Model) (id vcpu.CPUID, tscHz uint64, err error) {
+	if name, _ := ChooseEngine(); name != EngineKVM {
+		return nil, 0, nil
+	}
+	sys, err := kvm.Open()
+	if err != nil {
+		return nil, 0, err
+	}
+	defer sys.Close()
+	host, err := kvmcpu.Supported(sys)
+	if err != nil {
+		return nil, 0, err
+	}
+	if id, err = model.Apply(host.Common(soft.Supported())); err != nil {
+		return nil, 0, fmt.Errorf("for this host's KVM: %w", err)
+	}
+	tscHz, err = kvmcpu.TSCHz(sys)
+	return id, tscHz, err
 }
 
 // chosen is the outcome of ChooseEngine, once it is certain: a host's KVM does

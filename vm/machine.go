@@ -82,7 +82,9 @@ type Config struct {
 	Engine string
 	// Portable hides from the guest what not every engine can give, such as
 	// KVM's own clock, so that it may go on, after Save and Load, on another
-	// engine than it booted on. The default Model is then x86-64-v2.
+	// engine than it booted on. The default Model is then x86-64-v2. A machine
+	// that begins in software finds the CPUID and TSC frequency of this host's
+	// KVM then, if that runs kernel code, and so is not the same on every host.
 	Portable bool
 	// UserChips has the interrupt chips and timers in user space on KVM, as they
 	// are on the soft engine, and not in the kernel. It is slower: an access to

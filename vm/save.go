@@ -189,12 +189,17 @@ func allZero(p []byte) bool {
 }
 
 // Load makes a machine that goes on where the one whose Save wrote r was. cfg
-// must describe the same CPUs, memory, transport and kinds of devices, the
-// host must have the CPU features that the guest was shown, and the disks must
-// hold what they held then. An error that is the stream's fault wraps
-// ErrBadState. The loaded machine is paused: Run runs it.
+// must describe the same CPUs, memory, transport and kinds of devices, and the
+// disks must hold what they held then. What the engine lacks on this host of what
+// the guest was shown, a feature or the TSC's frequency, is an error that wraps
+// vcpu.ErrMissing and names it: nothing is lost, and an engine that has it can
+// load the same. An error that is the stream's fault wraps ErrBadState. The
+// loaded machine is paused: Run runs it.
 func Load(cfg Config, r io.Reader) (*Machine, error) {
 	m, err := load(cfg, r)
+	if errors.Is(err, vcpu.ErrMissing) {
+		err = fmt.Errorf("%w (what was saved can be loaded where it was made; a machine made with Portable on this host runs on either engine)", err)
+	}
 	if err != nil {
 		return nil, fmt.Errorf("vm: load: %w", err)
 	}
@@ -332,6 +337,9 @@ func (m *Machine) loadSections(sections map[string]device.State) error {
 			return fmt.Errorf("%w: %s: %w", ErrBadState, name, err)
 		}
 		if err := m.onCPU(i, func(c vcpu.CPU) error { return c.SetState(&st) }); err != nil {
+			if errors.Is(err, vcpu.ErrMissing) {
+				return fmt.Errorf("%s: %w", name, err)
+			}
 			return fmt.Errorf("%w: %s: %w", ErrBadState, name, err)
 		}
 	}

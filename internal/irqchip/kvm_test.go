@@ -2,6 +2,7 @@ package irqchip_test
 
 import (
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"math/rand/v2"
 	"testing"
@@ -236,6 +237,32 @@ func TestKVMState(t *testing.T) {
 		k.load(b)
 		k.same(b, what)
 		k.same(k.chips(), what+", back")
+	}
+}
+
+// TestKVMLines: an interrupt line leads to the same inputs of KVM's chips as of
+// ours.
+func TestKVMLines(t *testing.T) {
+	k, b := newKernel(t), newBench(t, kvmCPUs)
+	for pin := range 24 {
+		b.redirect(pin, 0x18000|uint64(0x30+pin)) // by level, masked
+	}
+	k.load(b)
+	for gsi := range 24 {
+		ours, kernels := b.Line(gsi).Set(true), k.eng.Line(gsi).Set(true)
+		if (ours == nil) != (kernels == nil) {
+			t.Fatalf("line %d: %v, KVM's: %v", gsi, ours, kernels)
+		}
+		k.same(b, fmt.Sprintf("line %d up", gsi))
+		if gsi%3 == 0 && ours == nil {
+			if err := errors.Join(b.Line(gsi).Set(false), k.eng.Line(gsi).Set(false)); err != nil {
+				t.Fatal(err)
+			}
+			k.same(b, fmt.Sprintf("line %d down", gsi))
+		}
+	}
+	if s := b.Save(); s.IOAPIC.IRR == 0 || s.PICs[0].IRR == 0 || s.PICs[1].IRR == 0 {
+		t.Errorf("no line arrived: %+v", s)
 	}
 }
 

@@ -64,6 +64,27 @@ func withoutKernelAPIC(c vcpu.CPUID) vcpu.CPUID {
 	return c
 }
 
+// TSCHz returns the frequency in hertz at which the TSC of a guest counts on this
+// host, or 0 if KVM does not tell it. Another can be had only where the
+// processor scales it, which [CPU.SetState] finds out.
+func TSCHz(sys *kvm.System) (hz uint64, err error) {
+	vm, err := sys.CreateVM(0)
+	if err != nil {
+		return 0, err
+	}
+	defer vm.Close()
+	v, err := vm.CreateVCPU(0)
+	if err != nil {
+		return 0, err
+	}
+	defer v.Close()
+	khz, err := v.TSCKHz()
+	if err != nil || khz < 0 {
+		return 0, nil // it is not constant
+	}
+	return uint64(khz) * 1000, nil
+}
+
 // entries is the kernel's form of c.
 func entries(c vcpu.CPUID) []kvm.CPUIDEntry {
 	out := make([]kvm.CPUIDEntry, len(c))

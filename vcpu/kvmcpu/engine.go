@@ -19,7 +19,6 @@ import (
 	"github.com/vmkit-go/vmkit/kvm"
 	"github.com/vmkit-go/vmkit/memory"
 	"github.com/vmkit-go/vmkit/vcpu"
-	"github.com/vmkit-go/vmkit/vm/device"
 )
 
 // Guest-physical pages that KVM takes for itself on Intel hosts: the identity
@@ -221,6 +220,9 @@ func (e *Engine) setUp() error {
 		if err := e.vm.CreatePIT2(kvm.PITSpeakerDummy); err != nil {
 			return err
 		}
+		if err := e.vm.SetGSIRouting(routes()); err != nil {
+			return err
+		}
 		if err := e.vm.SetBootCPUID(0); err != nil {
 			return err
 		}
@@ -291,41 +293,4 @@ func (e *Engine) Close() error {
 		e.release()
 	}
 	return errors.Join(errs...)
-}
-
-// Line returns input gsi of the interrupt chips, 0 to 23. Set on one that does
-// not exist, or without chips, is an error.
-func (e *Engine) Line(gsi int) device.Line {
-	if e.user != nil {
-		return e.user.Line(gsi)
-	}
-	return line{e, gsi}
-}
-
-type line struct {
-	e   *Engine
-	gsi int
-}
-
-func (l line) Set(level bool) error {
-	if l.gsi < 0 || l.gsi >= kvm.IOAPICPins {
-		return fmt.Errorf("kvmcpu: no interrupt line %d: there are %d", l.gsi, kvm.IOAPICPins)
-	}
-	if l.e.chips == ChipsNone {
-		return fmt.Errorf("kvmcpu: interrupt line %d: no chips: %w", l.gsi, errors.ErrUnsupported)
-	}
-	return l.e.vm.IRQLine(uint32(l.gsi), level)
-}
-
-// Signal sends a message-signalled interrupt. One that the guest has blocked
-// is dropped, as by hardware.
-func (e *Engine) Signal(addr uint64, data uint32) error {
-	if e.chips == ChipsNone {
-		return fmt.Errorf("kvmcpu: MSI: no chips: %w", errors.ErrUnsupported)
-	}
-	if e.user != nil {
-		return e.user.Signal(addr, data)
-	}
-	_, err := e.vm.SignalMSI(kvm.MSI{AddressLo: uint32(addr), AddressHi: uint32(addr >> 32), Data: data})
-	return err
 }

@@ -184,10 +184,13 @@ func TestNothingLeaks(t *testing.T) {
 	}
 }
 
-// TestReservedPages holds the pages that KVM takes to what the rest of a
-// machine keeps free.
-func TestReservedPages(t *testing.T) {
+// TestPlatform holds the pages that KVM takes and the timer's interrupt to what
+// the rest of a machine knows of them.
+func TestPlatform(t *testing.T) {
 	if identityMapBase != platform.KVMIdentityMapBase || tssBase != platform.KVMTSSBase {
 		t.Errorf("identity map %#x, TSS %#x", identityMapBase, tssBase)
+	}
+	if timerGSI != platform.GSITimer {
+		t.Errorf("timer at input %d of the I/O APIC, want %d", timerGSI, platform.GSITimer)
 	}
 }

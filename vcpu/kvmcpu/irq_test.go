@@ -107,7 +107,7 @@ func testLine(t *testing.T, chips Chips) {
 		out.want(t, 0x8024)
 		must(t, line.Set(false))
 	}
-	for _, gsi := range []int{-1, 24} {
+	for _, gsi := range []int{-1, pitGSI, timerGSI, 24} {
 		if err := m.eng.Line(gsi).Set(true); err == nil {
 			t.Errorf("line %d: no error", gsi)
 		}

@@ -168,6 +168,16 @@ func TestRunKeepsState(t *testing.T) {
 	}
 }
 
+// TestTSCHz: the frequency that a guest can have here is a new CPU's.
+func TestTSCHz(t *testing.T) {
+	m := newMachine(t, 4<<20, Config{})
+	hz, err := TSCHz(m.eng.sys)
+	must(t, err)
+	if s := m.state(); hz != s.TSCHz {
+		t.Errorf("%d Hz, a CPU has %d", hz, s.TSCHz)
+	}
+}
+
 // TestTSCOfYoungGuest: a TSC near that of a new machine is not taken for it,
 // and the CPUs stay in step.
 func TestTSCOfYoungGuest(t *testing.T) {

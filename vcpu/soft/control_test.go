@@ -1,6 +1,7 @@
 package soft
 
 import (
+	"errors"
 	"testing"
 
 	"github.com/vmkit-go/vmkit/vcpu"
@@ -210,6 +211,41 @@ func TestDeadlineAfterTSC(t *testing.T) {
 	} {
 		if got := max(m.e.tscTime(0, tsc), m.e.clock.Now()); got != want {
 			t.Errorf("TSC %d at %d, want %d", tsc, got, want)
+		}
+	}
+}
+
+// TestConfigTSC: an engine's TSCs have the frequency of its Config, until a state
+// says another.
+func TestConfigTSC(t *testing.T) {
+	m := newMachine(t)
+	for _, hz := range []uint64{1e6 - 1, 1e12 + 1} {
+		if _, err := New(m.mem, Config{TSCHz: hz}); !errors.Is(err, ErrConfig) {
+			t.Errorf("%d Hz: %v", hz, err)
+		}
+	}
+	e, err := New(m.mem, Config{TSCHz: 2 * TSCHz, CPUs: 2})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer e.Close()
+	e.count = 1000
+	for _, set := range []uint64{0, 0, 3 * TSCHz, TSCHz, 0} {
+		for _, c := range e.cpus {
+			var s vcpu.State
+			if err := c.State(&s); err != nil {
+				t.Fatal(err)
+			}
+			s.TSC, s.TSCHz = 7, set
+			if err := c.SetState(&s); err != nil {
+				t.Fatal(err)
+			}
+			if set == 0 {
+				set = 2 * TSCHz
+			}
+			if err := c.State(&s); err != nil || s.TSCHz != set || c.tscAt(e.count+10)-7 != 10*insnTime*set/TSCHz {
+				t.Errorf("%v, %d Hz, want %d; in 10 instructions it counts %d", err, s.TSCHz, set, c.tscAt(e.count+10)-7)
+			}
 		}
 	}
 }

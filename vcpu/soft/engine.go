@@ -44,6 +44,10 @@ type Config struct {
 	// CPUID, if not empty, is used in place of Model: the leaves that a saved
 	// machine was given, from any engine's CPUID.
 	CPUID vcpu.CPUID
+	// TSCHz is the frequency of the time-stamp counters in hertz, 1e6 to 1e12, such
+	// as that of a host on whose processor the guest may go on. A saved state brings
+	// its own. 0 means TSCHz, the constant.
+	TSCHz uint64
 	// CPUs is the number of CPUs, 1 to MaxCPUs. 0 means 1.
 	CPUs int
 	// RealTime makes an idle machine wait until the host's time has caught up with
@@ -69,6 +73,7 @@ type Engine struct {
 	chips   *irqchip.Chips
 	clock   clock
 	cpuid   vcpu.CPUID
+	tscHz   uint64 // the frequency of TSCs where no state says another
 
 	reservedPTE uint64 // bits of a page-table entry that must be zero
 	huge        bool   // the CPUs have 1 GiB pages
@@ -113,9 +118,14 @@ func New(mem *memory.Memory, cfg Config) (_ *Engine, err error) {
 		return nil, fmt.Errorf("%w: no memory", ErrConfig)
 	case cfg.CPUs < 0 || cfg.CPUs > MaxCPUs:
 		return nil, fmt.Errorf("%w: %d CPUs, want 1 to %d", ErrConfig, cfg.CPUs, MaxCPUs)
+	case cfg.TSCHz != 0 && (cfg.TSCHz < 1e6 || cfg.TSCHz > 1e12):
+		return nil, fmt.Errorf("%w: TSC of %d Hz, want 1e6 to 1e12", ErrConfig, cfg.TSCHz)
 	}
-	e := &Engine{mem: mem, turnLeft: quantum, realTime: cfg.RealTime, began: time.Now(), wake: make(chan struct{}, 1)}
+	e := &Engine{mem: mem, tscHz: TSCHz, turnLeft: quantum, realTime: cfg.RealTime, began: time.Now(), wake: make(chan struct{}, 1)}
 	e.code.e, e.clock.e = e, e
+	if cfg.TSCHz != 0 {
+		e.tscHz = cfg.TSCHz
+	}
 	if err := e.setCPUID(cfg); err != nil {
 		return nil, err
 	}

@@ -94,7 +94,7 @@ func (c *CPU) loadMSRs(m *msrs, list []vcpu.MSR) {
 	}
 }
 
-// The TSC counts the machine's clock, scaled if a state came with another frequency.
+// The TSC counts the machine's clock, scaled if its frequency is another.
 
 // tscHz is the TSC's frequency.
 func (c *CPU) tscHz() uint64 {
@@ -138,12 +138,19 @@ func scale(v, mul, div uint64) uint64 {
 	return q
 }
 
-// setTSC sets the TSC and its frequency, of which 0 means that of the engine.
-func (c *CPU) setTSC(v, hz uint64) {
-	c.tscRate = hz
-	if hz == TSCHz {
+// setRate sets the TSC's frequency, of which 0 means that of the engine.
+func (c *CPU) setRate(hz uint64) {
+	if hz == 0 {
+		hz = c.e.tscHz
+	}
+	if c.tscRate = hz; hz == TSCHz {
 		c.tscRate = 0
 	}
+}
+
+// setTSC sets the TSC and its frequency.
+func (c *CPU) setTSC(v, hz uint64) {
+	c.setRate(hz)
 	c.tscOffset = v - c.ticks(c.e.instructions())
 	c.e.tscChanged(c)
 }

@@ -11,7 +11,8 @@ func (c *CPU) reset() {
 	c.fpu.reset()
 	c.msr.reset()
 	c.xcr0 = 1
-	c.tscOffset, c.tscRate = 0, 0
+	c.tscOffset = 0
+	c.setRate(0)
 	c.updateAPICPage()
 	c.wait = s.MP
 	c.nmiPending, c.nmiMasked = 0, false
