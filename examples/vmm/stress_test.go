@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"fmt"
 	"os"
 	"os/exec"
@@ -11,19 +12,21 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/vmkit-go/vmkit/internal/debian"
+	"github.com/vmkit-go/vmkit/internal/guest"
 )
 
 // A guest in software computes what the host's processor computes: programs in
-// C, as they come and vectorized, one in Go, tests of Go's own, and busybox's
-// packers, hashes, text tools and floating point, several at a time. A quick run
-// does it with 2 CPUs, make proofs with more and fewer.
+// C, as they come and vectorized, one in Go, tests of Go's own, Go's compiler and
+// linker, whose every byte of output must be the same, and busybox's packers,
+// hashes, text tools and floating point, several at a time. A quick run does it
+// with 2 CPUs, make proofs with more and fewer.
 func TestSoftStress(t *testing.T) {
 	needSoft(t)
 	bin := stressPrograms(t)
 	want := stressHost(t, bin)
 	require.Contains(t, want, "\nmath: status 0\n")
 	require.NotContains(t, want, "FAIL")
-	require.Equal(t, 5, strings.Count(want, ": status 0\n"), "%s", want)
+	require.Equal(t, 6, strings.Count(want, ": status 0\n"), "%s", want)
 	image := stressDisk(t, bin)
 	for _, cpus := range []int{1, 2, 4} {
 		if !full() && cpus != 2 {
@@ -46,11 +49,14 @@ func TestSoftStress(t *testing.T) {
 func stressPrograms(t *testing.T) string {
 	t.Helper()
 	dir := t.TempDir()
-	build := func(name string, args ...string) {
+	build := func(name string, args ...string) string {
 		cmd := exec.CommandContext(t.Context(), name, args...)
 		cmd.Env = append(os.Environ(), "CGO_ENABLED=0", "GOFLAGS=", "GOOS=linux", "GOARCH=amd64", "GOAMD64=v1")
-		out, err := cmd.CombinedOutput()
-		require.NoError(t, err, "%s %s: %s", name, strings.Join(args, " "), out)
+		var errs bytes.Buffer
+		cmd.Stderr = &errs
+		out, err := cmd.Output()
+		require.NoError(t, err, "%s %s: %s", name, strings.Join(args, " "), &errs)
+		return strings.TrimSpace(string(out))
 	}
 	gcc, err := debian.LookProgram("gcc", "gcc libc6-dev")
 	require.NoError(t, err)
@@ -61,9 +67,28 @@ func stressPrograms(t *testing.T) string {
 	for _, pkg := range []string{"strconv", "math"} {
 		build("go", "test", "-c", "-trimpath", "-o", filepath.Join(dir, pkg+".test"), pkg)
 	}
-	script, err := os.ReadFile(source + "script.sh")
-	require.NoError(t, err)
-	require.NoError(t, os.WriteFile(filepath.Join(dir, "script.sh"), script, 0o600))
+	put := func(name, path string) {
+		path, err := filepath.Abs(path)
+		require.NoError(t, err)
+		require.NoError(t, os.Symlink(path, filepath.Join(dir, name)))
+	}
+	put("script.sh", source+"script.sh")
+	// What it takes to build a program without the go command: the compiler, the
+	// linker, and the packages that it imports, compiled.
+	put("built.go", source+"built/main.go")
+	for _, name := range []string{"compile", "link"} {
+		put(name, build("go", "tool", "-n", name))
+	}
+	var importcfg strings.Builder
+	packages := build("go", "list", "-export", "-deps", "-trimpath",
+		"-f", `{{if and .Export (ne .Name "main")}}{{.ImportPath}} {{.Export}}{{end}}`, "./"+source+"built")
+	for i, line := range strings.Split(packages, "\n") {
+		name, path, _ := strings.Cut(line, " ")
+		archive := fmt.Sprintf("%d.a", i)
+		put(archive, path)
+		fmt.Fprintf(&importcfg, "packagefile %s=programs/%s\n", name, archive)
+	}
+	require.NoError(t, os.WriteFile(filepath.Join(dir, "importcfg"), []byte(importcfg.String()), 0o600))
 	return dir
 }
 
@@ -90,7 +115,8 @@ func stressHost(t *testing.T, bin string) string {
 // stressDisk is a root disk with the programs in /root.
 func stressDisk(t *testing.T, bin string) string {
 	t.Helper()
-	image := rootDisk(t)
+	image := filepath.Join(t.TempDir(), "root.img")
+	require.NoError(t, guest.RootDisk(t.Context(), image, 256<<20, os.Stderr))
 	files, err := os.ReadDir(bin)
 	require.NoError(t, err)
 	commands := "cd /root\n"

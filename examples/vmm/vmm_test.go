@@ -33,7 +33,7 @@ func TestMain(m *testing.M) {
 }
 
 // bootLimit is enough for a guest on a machine that is busy with other tests.
-const bootLimit = 3 * time.Minute
+const bootLimit = 5 * time.Minute
 
 // needNative skips a test that boots Linux where this host's KVM cannot.
 func needNative(t *testing.T) {
