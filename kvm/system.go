@@ -2,6 +2,7 @@ package kvm
 
 import (
 	"fmt"
+	"runtime"
 
 	"golang.org/x/sys/unix"
 )
@@ -21,7 +22,8 @@ type System struct {
 }
 
 // Open opens /dev/kvm. Its errors wrap fs.ErrNotExist and fs.ErrPermission
-// where those are the cause.
+// where those are the cause, and [ErrUnsupported] where the host's processor is
+// not an amd64.
 func Open() (*System, error) { return OpenPath(DevicePath) }
 
 // OpenPath opens a KVM device elsewhere.
@@ -38,6 +40,11 @@ func OpenPath(path string) (*System, error) {
 		}
 	}
 	s := &System{h: handle{name: path, fd: fd}}
+	if runtime.GOARCH != "amd64" {
+		// It may well be a KVM, but one for guests of its own kind.
+		s.h.close()
+		return nil, fmt.Errorf("kvm: %s: x86-64 guests need an amd64 processor, and this one is %s: %w", path, runtime.GOARCH, ErrUnsupported)
+	}
 	v, err := s.APIVersion()
 	if err == nil && v != APIVersion {
 		err = fmt.Errorf("kvm: %s speaks API version %d, not %d: %w", path, v, APIVersion, ErrUnsupported)

@@ -3,10 +3,15 @@ package memory
 import (
 	"errors"
 	"fmt"
+	"os"
 	"time"
 
 	"golang.org/x/sys/unix"
 )
+
+// hostPage is the host's page: the unit in which it maps and takes back memory,
+// and a multiple of PageSize. Kernels for arm64 may have 64 KiB. Tests vary it.
+var hostPage = uint64(os.Getpagesize())
 
 // openFile makes the memfd.
 func (m *Memory) openFile() error {
@@ -29,8 +34,10 @@ func (m *Memory) openFile() error {
 
 func closeFile(fd int) error { return unix.Close(fd) }
 
-// allocate makes the memory of a region, at the end of what the memfd has in use.
+// allocate makes the memory of a region, at the end of what the memfd has in use. The
+// mapping is of whole pages of the host, so it may be longer than the region.
 func (m *Memory) allocate(size uint64) (mapping, error) {
+	size = (size + hostPage - 1) &^ (hostPage - 1)
 	flags := unix.MAP_SHARED
 	if m.fd < 0 {
 		flags = unix.MAP_PRIVATE | unix.MAP_ANON

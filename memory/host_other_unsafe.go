@@ -13,6 +13,9 @@ import (
 // gives as they are touched. There is no descriptor to share it by and there are no huge
 // pages; a region's FD is -1, and Config.Anonymous changes nothing.
 
+// hostPage is the unit of discard, which is any here.
+const hostPage = PageSize
+
 // mapping is the memory of one region, kept alive by the slice.
 type mapping struct{ p []byte }
 

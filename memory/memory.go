@@ -289,11 +289,11 @@ func (m *Memory) backing(base, size uint64) (region, error) {
 	m.mapped = append(m.mapped, p)
 	host := p.bytes()
 	r := region{
-		Region: Region{Base: base, Size: size, Host: host, FD: m.fd, Offset: m.fileUsed},
+		Region: Region{Base: base, Size: size, Host: host[:size:size], FD: m.fd, Offset: m.fileUsed},
 		log:    new(atomic.Pointer[[]uint64]),
 	}
 	if m.fd >= 0 {
-		m.fileUsed += int64(size)
+		m.fileUsed += int64(len(host))
 	}
 	return r, nil
 }

@@ -30,7 +30,9 @@ func newOf(t testing.TB, cfg Config) *Memory {
 	return m
 }
 
-func TestNewLayout(t *testing.T) {
+func TestNewLayout(t *testing.T) { testNewLayout(t) }
+
+func testNewLayout(t *testing.T) {
 	for _, tt := range []struct {
 		size uint64
 		want []Region // Base and Size

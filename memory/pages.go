@@ -5,8 +5,9 @@ import (
 )
 
 // Discard gives the pages of n bytes at gpa back to the host; the range reads
-// as zero afterwards. Pages covered only in part are zeroed in that part. The
-// range counts as written for dirty tracking.
+// as zero afterwards. Pages covered only in part are zeroed in that part, where
+// the host's pages count, which may be larger than the guest's. The range counts
+// as written for dirty tracking.
 func (m *Memory) Discard(gpa, n uint64) error {
 	release, err := m.Hold()
 	if err != nil {
@@ -17,7 +18,7 @@ func (m *Memory) Discard(gpa, n uint64) error {
 	if !covered(list, gpa, n) {
 		return m.rangeError(gpa, n)
 	}
-	unit := uint64(PageSize)
+	unit := uint64(hostPage)
 	if m.huge {
 		unit = HugePageSize
 	}

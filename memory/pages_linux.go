@@ -3,6 +3,7 @@ package memory
 import (
 	"encoding/binary"
 	"errors"
+	"io"
 	"os"
 
 	"golang.org/x/sys/unix"
@@ -56,26 +57,36 @@ func (r *Region) touchedFile(words []uint64) error {
 	return nil
 }
 
-// touchedPages reads the process's page map (Documentation/admin-guide/mm/
-// pagemap.rst): a page has memory if it is present or in swap.
+// touchedPages looks into the process's page map.
 func (r *Region) touchedPages(words []uint64) error {
-	const inMemory, inSwap = 1 << 63, 1 << 62
 	f, err := os.Open("/proc/self/pagemap")
 	if err != nil {
 		return err
 	}
 	defer f.Close()
+	return inPageMap(f, uint64(hostAddr(r.Host)), r.Size, words)
+}
+
+// inPageMap reads the page map of size bytes at addr (Documentation/admin-guide/mm/
+// pagemap.rst), which has 8 bytes for each of the host's pages: one has memory if it
+// is present or in swap.
+func inPageMap(f io.ReaderAt, addr, size uint64, words []uint64) error {
+	const inMemory, inSwap = 1 << 63, 1 << 62
 	buf := make([]byte, 64<<10)
-	at := int64(hostAddr(r.Host) / PageSize * 8)
-	pages := r.Size / PageSize
+	at := int64(addr / hostPage * 8)
+	each, last := hostPage/PageSize, size/PageSize-1 // of the guest's pages
+	pages := last/each + 1
 	for done := uint64(0); done < pages; {
 		n := min(uint64(len(buf)), 8*(pages-done))
 		if _, err := f.ReadAt(buf[:n], at+int64(8*done)); err != nil {
 			return err
 		}
 		for i := range n / 8 {
-			if binary.NativeEndian.Uint64(buf[8*i:])&(inMemory|inSwap) != 0 {
-				words[(done+i)/64] |= 1 << ((done + i) % 64)
+			if binary.NativeEndian.Uint64(buf[8*i:])&(inMemory|inSwap) == 0 {
+				continue
+			}
+			for p := (done + i) * each; p < (done+i+1)*each && p <= last; p++ {
+				words[p/64] |= 1 << (p % 64)
 			}
 		}
 		done += n / 8

@@ -2,6 +2,7 @@ package memory
 
 import (
 	"bytes"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"os"
@@ -115,13 +116,13 @@ func testSparse(t *testing.T, anonymous bool) {
 		t.Errorf("low page reads %d, %v", v, err)
 	}
 	// The loads of the discarded page have taken memory for it again.
-	if n := touched(t, m).Count(); anonymous && n > 3*HugePageSize/PageSize || !anonymous && n != 3 {
+	if n := touched(t, m).Count(); anonymous && n > 3*HugePageSize/PageSize || !anonymous && n != 3*hostPage/PageSize {
 		t.Errorf("%d pages of host memory for three", n)
 	}
 	if anonymous {
 		return
 	}
-	if n := blocks(t, m); n > 4*PageSize {
+	if n := blocks(t, m); n > 4*int64(hostPage) {
 		t.Errorf("%d bytes of host memory for three pages", n)
 	}
 }
@@ -137,22 +138,120 @@ func touched(t *testing.T, m *Memory) *Bitmap {
 
 func TestCollectTouched(t *testing.T) {
 	bothBackings(t, func(t *testing.T, anonymous bool) {
-		m := newOf(t, Config{Size: 100 * PageSize, Anonymous: anonymous})
-		if _, err := m.AddRegion(100*PageSize, 30*PageSize); err != nil {
+		m := newOf(t, Config{Size: 100 * hostPage, Anonymous: anonymous})
+		if _, err := m.AddRegion(100*hostPage, 30*hostPage); err != nil {
 			t.Fatal(err)
 		}
-		wantRuns(t, touched(t, m))
+		want := func(want ...run) {
+			t.Helper()
+			for i := range want {
+				want[i].gpa *= hostPage / PageSize
+				want[i].n *= hostPage / PageSize
+			}
+			wantRuns(t, touched(t, m), want...)
+		}
+		want()
 		for _, page := range []uint64{0, 1, 63, 64, 99, 100, 129} {
-			if err := m.PutUint8(page*PageSize, 1); err != nil {
+			if err := m.PutUint8(page*hostPage, 1); err != nil {
 				t.Fatal(err)
 			}
 		}
-		wantRuns(t, touched(t, m), run{0, 2}, run{63, 2}, run{99, 2}, run{129, 1})
-		if err := m.Discard(PageSize, 98*PageSize+1); err != nil {
+		want(run{0, 2}, run{63, 2}, run{99, 2}, run{129, 1})
+		if err := m.Discard(hostPage, 98*hostPage+1); err != nil {
 			t.Fatal(err)
 		}
-		wantRuns(t, touched(t, m), run{0, 1}, run{99, 2}, run{129, 1})
+		want(run{0, 1}, run{99, 2}, run{129, 1})
 	})
+}
+
+// largePages makes the package take the host's pages for 64 KiB until the test
+// ends, as some kernels' for arm64 are.
+func largePages(t *testing.T) {
+	was := hostPage
+	hostPage = 64 << 10
+	t.Cleanup(func() { hostPage = was })
+}
+
+// TestLargePages: with larger pages on the host than in the guest, what the host
+// is asked for is in whole ones of its own, and none of it touches a neighbour.
+func TestLargePages(t *testing.T) {
+	real := hostPage
+	largePages(t)
+	before := usage(t)
+	testNewLayout(t)
+	bothBackings(t, func(t *testing.T, anonymous bool) {
+		testDiscard(t, anonymous)
+		m := newOf(t, Config{Size: 40 * PageSize, Anonymous: anonymous})
+		for base := uint64(40 * PageSize); base < 44*PageSize; base += PageSize {
+			if _, err := m.AddRegion(base, PageSize); err != nil {
+				t.Fatal(err)
+			}
+		}
+		for i, r := range m.Regions() {
+			if uint64(len(r.Host)) != r.Size || uint64(cap(r.Host)) != r.Size {
+				t.Errorf("region at %#x: %#x bytes of the host, %#x with more", r.Base, len(r.Host), cap(r.Host))
+			}
+			if a := hostAddr(r.Host); uint64(a)%hostPage != 0 || uint64(r.Offset)%hostPage != 0 {
+				t.Errorf("region at %#x: mapped at %#x, from %#x of the file", r.Base, a, r.Offset)
+			}
+			r.Host[0] = byte(i) + 1
+			if !anonymous {
+				checkFile(t, r)
+			}
+		}
+		for i, r := range m.Regions() {
+			if r.Host[0] != byte(i)+1 {
+				t.Errorf("region at %#x shares its memory", r.Base)
+			}
+		}
+		// A kernel would round the length up to its page, and take what follows.
+		for _, c := range []struct{ page, n, freed uint64 }{{1, 20, 0}, {8, 20, 0}, {1, 33, 16}, {0, 32, 32}} {
+			m := newOf(t, Config{Size: 40 * PageSize, Anonymous: anonymous})
+			if err := m.Write(0, bytes.Repeat([]byte{1}, 40*PageSize)); err != nil {
+				t.Fatal(err)
+			}
+			if err := m.Discard(c.page*PageSize, c.n*PageSize); err != nil {
+				t.Fatal(err)
+			}
+			hostPage = real // to find out what it did
+			if n := touched(t, m).Count(); n != 40-c.freed && real == PageSize {
+				t.Errorf("%d pages discarded at page %d: %d of 40 have memory, want %d", c.n, c.page, n, 40-c.freed)
+			}
+			hostPage = 64 << 10
+		}
+	})
+	if after := usage(t); after != before {
+		t.Errorf("leaked: %v before, %v after", before, after)
+	}
+}
+
+// TestPageMap reads made-up page maps.
+func TestPageMap(t *testing.T) {
+	const present, swapped, other = 1 << 63, 1 << 62, 1<<62 - 1
+	for _, c := range []struct {
+		host, addr, size uint64
+		entries          []uint64 // from address 0 on
+		want             []run
+	}{
+		{4 << 10, 0, 4 * PageSize, []uint64{present, other, swapped, 0}, []run{{0, 1}, {2, 1}}},
+		{4 << 10, PageSize, 2 * PageSize, []uint64{present, other, swapped, present}, []run{{1, 1}}},
+		{64 << 10, 64 << 10, 48 * PageSize, []uint64{present, swapped, 0, present}, []run{{0, 16}, {32, 16}}},
+		{64 << 10, 64 << 10, 17 * PageSize, []uint64{0, 0, present}, []run{{16, 1}}}, // a page is cut
+		{64 << 10, 0, PageSize, []uint64{present}, []run{{0, 1}}},
+		{16 << 10, 0, 65 * PageSize, append(make([]uint64, 15), present, present), []run{{60, 5}}},
+	} {
+		largePages(t)
+		hostPage = c.host
+		var file []byte
+		for _, e := range c.entries {
+			file = binary.NativeEndian.AppendUint64(file, e)
+		}
+		var b Bitmap
+		if err := inPageMap(bytes.NewReader(file), c.addr, c.size, b.segment(0, c.size)); err != nil {
+			t.Errorf("%v: %v", c, err)
+		}
+		wantRuns(t, &b, c.want...)
+	}
 }
 
 func TestAnonymous(t *testing.T) {
@@ -209,7 +308,10 @@ func blocks(t *testing.T, m *Memory) int64 {
 	return st.Blocks * 512
 }
 
-func TestDiscard(t *testing.T) { bothBackings(t, testDiscard) }
+func TestDiscard(t *testing.T) {
+	bothBackings(t, testDiscard)
+	bothBackings(t, testDiscardFrees)
+}
 
 func testDiscard(t *testing.T, anonymous bool) {
 	const p = PageSize
@@ -248,6 +350,10 @@ func testDiscard(t *testing.T, anonymous bool) {
 			}
 		})
 	}
+}
+
+func testDiscardFrees(t *testing.T, anonymous bool) {
+	const p = PageSize
 	m := newOf(t, Config{Size: 16 * p, Anonymous: anonymous})
 	if err := m.Write(0, bytes.Repeat([]byte{1}, 16*p)); err != nil {
 		t.Fatal(err)

@@ -41,12 +41,13 @@ func Skipf(t testing.TB, format string, args ...any) {
 	t.Skipf(format, args...)
 }
 
-// Open opens /dev/kvm and closes it when the test ends. Without a device, or
-// permission to use it, the test is skipped.
+// Open opens /dev/kvm and closes it when the test ends. Without a device,
+// permission to use it, or a processor that runs x86-64 guests, the test is skipped.
 func Open(t testing.TB) *kvm.System {
 	t.Helper()
 	sys, err := kvm.Open()
-	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, fs.ErrPermission) || errors.Is(err, unix.ENODEV) {
+	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, fs.ErrPermission) || errors.Is(err, unix.ENODEV) ||
+		errors.Is(err, kvm.ErrUnsupported) {
 		Skipf(t, "no KVM on this host: %v", err)
 	}
 	if err != nil {
