@@ -243,7 +243,7 @@ func TestKVMState(t *testing.T) {
 // TestKVMLines: an interrupt line leads to the same inputs of KVM's chips as of
 // ours.
 func TestKVMLines(t *testing.T) {
-	k, b := newKernel(t), newBench(t, kvmCPUs)
+	k, b := newKernel(t), newKVMBench(t)
 	for pin := range 24 {
 		b.redirect(pin, 0x18000|uint64(0x30+pin)) // by level, masked
 	}

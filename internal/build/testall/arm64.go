@@ -2,6 +2,7 @@ package main
 
 import (
 	"fmt"
+	"os"
 	"os/exec"
 )
 
@@ -31,7 +32,7 @@ func (a *all) arm64() error {
 	if err != nil {
 		return err
 	}
-	return a.goTest("arm64", []string{
+	return a.goTest(os.Stdout, "arm64", []string{
 		"CGO_ENABLED=0", "GOOS=linux", "GOARCH=arm64",
 		// Tests that take too long in the emulator say so.
 		"VMKIT_EMULATED=1",

@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"encoding/json"
 	"fmt"
+	"io"
 	"os"
 	"os/exec"
 	"sort"
@@ -30,10 +31,10 @@ type event struct {
 	Elapsed float64
 }
 
-// goTest runs go test over packages and notes each test's outcome.
-func (a *all) goTest(step string, env, flags, pkgs []string) error {
+// goTest runs go test over packages, notes each test's outcome, and prints to w.
+func (a *all) goTest(w io.Writer, step string, env, flags, pkgs []string) error {
 	if len(pkgs) == 0 {
-		fmt.Println("no packages")
+		fmt.Fprintln(w, "no packages")
 		return nil
 	}
 	args := []string{"test", "-json", "-timeout=15m"}
@@ -45,7 +46,7 @@ func (a *all) goTest(step string, env, flags, pkgs []string) error {
 	cmd.Cancel = func() error { return cmd.Process.Signal(syscall.SIGINT) }
 	cmd.WaitDelay = 30 * time.Second
 	cmd.Env = append(os.Environ(), env...)
-	cmd.Stderr = os.Stderr
+	cmd.Stderr = w
 	out, err := cmd.StdoutPipe()
 	if err != nil {
 		return err
@@ -53,13 +54,13 @@ func (a *all) goTest(step string, env, flags, pkgs []string) error {
 	if err := cmd.Start(); err != nil {
 		return err
 	}
-	r := report{all: a, step: step, held: map[test]*strings.Builder{}}
+	r := report{all: a, w: w, step: step, held: map[test]*strings.Builder{}}
 	in := bufio.NewScanner(out)
 	in.Buffer(nil, 16<<20)
 	for in.Scan() {
 		var e event
 		if json.Unmarshal(in.Bytes(), &e) != nil {
-			fmt.Println(in.Text()) // go's own complaints
+			fmt.Fprintln(w, in.Text()) // go's own complaints
 			continue
 		}
 		r.event(e)
@@ -75,13 +76,14 @@ func (a *all) goTest(step string, env, flags, pkgs []string) error {
 	case err != nil:
 		return fmt.Errorf("go test: %w", err)
 	}
-	fmt.Printf("%s: %d tests passed, %d skipped\n", step, r.passed, r.skipped)
+	fmt.Fprintf(w, "%s: %d tests passed, %d skipped\n", step, r.passed, r.skipped)
 	return nil
 }
 
 // report prints what is worth reading of one go test.
 type report struct {
 	all             *all
+	w               io.Writer
 	step            string
 	held            map[test]*strings.Builder
 	passed, skipped int
@@ -98,7 +100,7 @@ func (r *report) event(e event) {
 		r.failed = append(r.failed, "build")
 	case "pass":
 		if e.Test != "" {
-			r.note(t).ran = true
+			r.all.ran(t)
 			r.passed++
 			delete(r.held, t)
 		}
@@ -112,7 +114,7 @@ func (r *report) event(e event) {
 			r.flush(t)
 			return
 		}
-		r.note(t).ran = true
+		r.all.ran(t)
 		r.failed = append(r.failed, short+"."+e.Test)
 		r.flush(t)
 	case "skip":
@@ -124,7 +126,7 @@ func (r *report) event(e event) {
 			why = reason(b.String())
 			delete(r.held, t)
 		}
-		r.note(t).skipped[r.step] = why
+		r.all.skipped(t, r.step, why)
 		r.skipped++
 	}
 }
@@ -132,11 +134,11 @@ func (r *report) event(e event) {
 // output prints a line at once, or holds it until its test fails.
 func (r *report) output(t test, text string) {
 	if r.all.verbose {
-		fmt.Print(text)
+		fmt.Fprint(r.w, text)
 	}
 	if t.name == "" {
 		if !r.all.verbose && text != "PASS\n" && !strings.Contains(text, "[no test files]") {
-			fmt.Print(text)
+			fmt.Fprint(r.w, text)
 		}
 		return
 	}
@@ -153,7 +155,7 @@ func (r *report) output(t test, text string) {
 // flush prints what was held of a failed test.
 func (r *report) flush(t test) {
 	if b := r.held[t]; b != nil && !r.all.verbose {
-		fmt.Print(b.String())
+		fmt.Fprint(r.w, b.String())
 	}
 	delete(r.held, t)
 }
@@ -177,11 +179,24 @@ func (r *report) hasFailed(prefix string) bool {
 	return false
 }
 
-func (r *report) note(t test) *outcome {
-	o := r.all.seen[t]
+// ran and skipped note what has become of a test in a step.
+func (a *all) ran(t test) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.outcome(t).ran = true
+}
+
+func (a *all) skipped(t test, step, why string) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.outcome(t).skipped[step] = why
+}
+
+func (a *all) outcome(t test) *outcome {
+	o := a.seen[t]
 	if o == nil {
 		o = &outcome{skipped: map[string]string{}}
-		r.all.seen[t] = o
+		a.seen[t] = o
 	}
 	return o
 }

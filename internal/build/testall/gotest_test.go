@@ -2,6 +2,7 @@ package main
 
 import (
 	"encoding/json"
+	"io"
 	"strings"
 	"testing"
 
@@ -11,7 +12,7 @@ import (
 // feed gives a report the events of a step, as go test -json prints them.
 func feed(t *testing.T, a *all, step, events string) *report {
 	t.Helper()
-	r := &report{all: a, step: step, held: map[test]*strings.Builder{}}
+	r := &report{all: a, w: io.Discard, step: step, held: map[test]*strings.Builder{}}
 	for line := range strings.Lines(events) {
 		var e event
 		require.NoError(t, json.Unmarshal([]byte(line), &e), line)

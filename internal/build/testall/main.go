@@ -17,6 +17,7 @@ import (
 	"os/exec"
 	"os/signal"
 	"strings"
+	"sync"
 	"syscall"
 	"time"
 
@@ -89,7 +90,9 @@ type all struct {
 	verbose bool
 	run     string
 	pkgs    []string
-	seen    map[test]*outcome
+
+	mu   sync.Mutex
+	seen map[test]*outcome
 }
 
 // steps runs each step, and prints a summary.
@@ -186,7 +189,7 @@ func (a *all) host() error {
 			"tests must not be skipped for lack of KVM\n", speed/1e6)
 		env = append(env, "VMKIT_REQUIRE_KVM=1")
 	}
-	return a.goTest("host", env, nil, a.pkgs)
+	return a.goTest(os.Stdout, "host", env, nil, a.pkgs)
 }
 
 // hostKVM measures this machine's KVM.
@@ -205,7 +208,7 @@ func (a *all) race() error {
 	if err != nil {
 		return err
 	}
-	return a.goTest("race", nil, []string{"-race", "-short"}, without(pkgs, notRace))
+	return a.goTest(os.Stdout, "race", nil, []string{"-race", "-short"}, without(pkgs, notRace))
 }
 
 const module = "github.com/vmkit-go/vmkit"

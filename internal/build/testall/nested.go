@@ -2,18 +2,27 @@ package main
 
 import (
 	"bufio"
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
+	"slices"
 	"strings"
+	"sync"
 	"syscall"
 	"time"
 )
 
-// nested runs the tests of the packages that use KVM in one nested host.
+// slowest are the packages that take longest in a nested host, to begin with.
+var slowest = []string{"vm", "examples/vmm"}
+
+// nested runs the tests of the packages that use KVM, in as many nested hosts at a
+// time as there are processors, which have one each.
 func (a *all) nested() error {
 	pkgs, err := a.nestedPackages()
 	if err != nil || len(pkgs) == 0 {
@@ -28,33 +37,115 @@ func (a *all) nested() error {
 	if err := a.command("go", "build", "-o", tool, "./internal/nestedkvm/nestedexec"); err != nil {
 		return err
 	}
-	var h *host
-	defer func() { h.stop() }()
-	var failed []error
+	slices.SortStableFunc(pkgs, func(p, q string) int { return rank(p) - rank(q) })
+	queue := make(chan string, len(pkgs))
 	for _, p := range pkgs {
-		for boots := 1; ; boots++ {
-			if h == nil {
-				if h, err = a.serve(tool, filepath.Join(dir, fmt.Sprintf("sock-%s-%d", filepath.Base(p), boots))); err != nil {
-					return errors.Join(append(failed, err)...)
-				}
-			}
-			// One package at a time: its tests have the machine's two processors.
-			err := a.goTest("nested", []string{"VMKIT_NESTED_SOCK=" + h.sock}, []string{"-p=1", "-exec=" + tool}, []string{p})
-			if err == nil {
-				break
-			}
-			// A failed test stands. But when the host under it has died, which
-			// QEMU's emulator now and then does to it, nothing was tested.
-			if !h.dead() || boots == maxBoots {
-				failed = append(failed, err)
-				break
-			}
-			fmt.Printf("nested: the nested host died under %s; testing that again in a new one\n", p)
-			h.stop()
-			h = nil
+		queue <- p
+	}
+	close(queue)
+	lanes := min(runtime.NumCPU(), maxLanes)
+	errs := make([]error, lanes)
+	var wg sync.WaitGroup
+	for i := range lanes {
+		l := &lane{all: a, tool: tool, sock: filepath.Join(dir, fmt.Sprint("sock", i))}
+		wg.Go(func() { errs[i] = l.run(queue) })
+	}
+	done := make(chan struct{})
+	go func() {
+		wg.Wait()
+		close(done)
+	}()
+	begin := time.Now()
+	alive := time.NewTicker(time.Minute) // a package prints when it has ended
+	defer alive.Stop()
+	for {
+		select {
+		case <-done:
+			return errors.Join(errs...)
+		case <-alive.C:
+			a.say("nested: going on after %v", time.Since(begin).Round(time.Second))
+		}
+	}
+}
+
+// maxLanes bounds the nested hosts at a time, each of which has 2 GiB of memory.
+const maxLanes = 2
+
+// rank is a package's place among slowest.
+func rank(pkg string) int {
+	if i := slices.Index(slowest, strings.TrimPrefix(pkg, module+"/")); i >= 0 {
+		return i
+	}
+	return len(slowest)
+}
+
+// lane tests one package after the other.
+type lane struct {
+	*all
+	tool, sock string
+	h          *host
+	boots      int
+}
+
+func (l *lane) run(queue <-chan string) error {
+	defer func() { l.h.stop() }()
+	var failed []error
+	for p := range queue {
+		if l.ctx.Err() != nil {
+			break
+		}
+		// What lanes print at the same time would be nobody's.
+		var out output
+		l.say("nested: testing %s", p)
+		err := l.test(&out, p)
+		l.say("%s", bytes.TrimSuffix(out.b, []byte("\n")))
+		if err != nil {
+			failed = append(failed, err)
 		}
 	}
 	return errors.Join(failed...)
+}
+
+// say prints a line.
+func (a *all) say(format string, args ...any) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	fmt.Printf(format+"\n", args...)
+}
+
+// test tests one package.
+func (l *lane) test(w io.Writer, pkg string) error {
+	for n := 1; ; n++ {
+		if l.h == nil {
+			var err error
+			l.boots++
+			if l.h, err = l.serve(w, l.tool, fmt.Sprintf("%s-%d", l.sock, l.boots)); err != nil {
+				return err
+			}
+		}
+		err := l.goTest(w, "nested", []string{"VMKIT_NESTED_SOCK=" + l.h.sock}, []string{"-p=1", "-exec=" + l.tool}, []string{pkg})
+		// A failed test stands. But when the host under it has died, which
+		// QEMU's emulator now and then does to it, nothing was tested.
+		if err == nil || !l.h.dead() || n == maxBoots {
+			return err
+		}
+		fmt.Fprintf(w, "nested: the nested host died under %s; testing that again in a new one\n", pkg)
+		l.h.stop()
+		l.h = nil
+	}
+}
+
+// output keeps what several goroutines print.
+type output struct {
+	mu sync.Mutex
+	b  []byte
+}
+
+func (o *output) Write(p []byte) (int, error) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.b = append(o.b, p...)
+	return len(p), nil
 }
 
 // maxBoots is how many nested hosts a package's tests may outlive.
@@ -120,7 +211,7 @@ func (a *all) nestedPackages() ([]string, error) {
 }
 
 // serve boots a nested host and waits until it serves.
-func (a *all) serve(tool, sock string) (*host, error) {
+func (a *all) serve(w io.Writer, tool, sock string) (*host, error) {
 	ctx, cancel := context.WithCancel(a.ctx)
 	// One processor: with several, QEMU's emulator runs them on threads of
 	// their own, and now and then one keeps a breakpoint that another has just
@@ -143,7 +234,7 @@ func (a *all) serve(tool, sock string) (*host, error) {
 		defer close(ended)
 		up := false
 		for in := bufio.NewScanner(log); in.Scan(); {
-			fmt.Println(in.Text())
+			fmt.Fprintln(w, in.Text())
 			if !up && strings.HasPrefix(in.Text(), "serving on ") {
 				up = true
 				close(ready)
