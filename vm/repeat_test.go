@@ -5,6 +5,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"hash"
 	"hash/maphash"
 	"io"
 	"math/rand/v2"
@@ -58,9 +59,9 @@ poweroff -f
 // trail is what a run leaves: a hash of everything every so many instructions,
 // and the end.
 type trail struct {
-	hashes []uint64 // the last one at the end
-	counts []uint64 // of instructions
-	output string
+	Hashes []string // the last one at the end
+	Counts []uint64 // of instructions
+	Output string
 }
 
 // repeater makes the same machine as often as needed.
@@ -68,14 +69,20 @@ type repeater struct {
 	kernel []byte
 	initrd []byte
 	image  []byte
-	seed   maphash.Seed
+	hash   func() hash.Hash
+	until  uint64 // run for so many instructions, if not 0
 }
 
 func newRepeater(t *testing.T) *repeater {
 	t.Helper()
 	k, err := debian.FetchKernel(t.Context(), os.Stderr)
 	require.NoError(t, err)
-	r := &repeater{seed: maphash.MakeSeed()}
+	seed := maphash.MakeSeed()
+	r := &repeater{hash: func() hash.Hash {
+		h := new(maphash.Hash)
+		h.SetSeed(seed)
+		return h
+	}}
 	r.kernel, err = os.ReadFile(k.Image)
 	require.NoError(t, err)
 	r.initrd, err = guest.Initramfs(t.Context(), guest.Config{
@@ -91,7 +98,7 @@ func newRepeater(t *testing.T) *repeater {
 	return r
 }
 
-// run runs the machine to its end. meanwhile is called with it, if not nil,
+// run runs the machine to its end, or as far as r.until says. meanwhile is called with it, if not nil,
 // and may disturb it as it likes until done is closed.
 func (r *repeater) run(t *testing.T, cpus int, every uint64, meanwhile func(m *vm.Machine, done <-chan struct{})) trail {
 	t.Helper()
@@ -122,21 +129,25 @@ func (r *repeater) run(t *testing.T, cpus int, every uint64, meanwhile func(m *v
 	var tr trail
 	eng := vm.EngineOf(m).(*soft.Engine)
 	look := func() {
-		h, err := r.hash(m, image)
-		if err != nil {
+		h := r.hash()
+		if err := sum(h, m, image); err != nil {
 			t.Errorf("after %d instructions: %v", eng.Instructions(), err)
 		}
-		tr.hashes = append(tr.hashes, h)
-		tr.counts = append(tr.counts, eng.Instructions())
+		tr.Hashes = append(tr.Hashes, fmt.Sprintf("%x", h.Sum(nil)))
+		tr.Counts = append(tr.Counts, eng.Instructions())
 	}
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Minute)
+	defer cancel()
 	var mark func()
 	mark = func() {
 		look()
+		if r.until != 0 && eng.Instructions() >= r.until {
+			cancel()
+			return
+		}
 		eng.At(eng.Instructions()+every, mark)
 	}
 	eng.At(every, mark)
-	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Minute)
-	defer cancel()
 	ended, left := make(chan struct{}), make(chan struct{})
 	go func() {
 		defer close(left)
@@ -147,46 +158,46 @@ func (r *repeater) run(t *testing.T, cpus int, every uint64, meanwhile func(m *v
 	err = m.Run(ctx)
 	close(ended)
 	<-left
+	if r.until != 0 {
+		require.ErrorIs(t, err, context.Canceled, "%s\n%s", serial, said)
+		return tr
+	}
 	require.NoError(t, err, "%s\n%s", serial, said)
 	look()
 	require.NoError(t, m.Close()) // what the guest said has arrived
-	tr.output = serial.String() + said.String()
-	require.Contains(t, tr.output, "unmounted")
-	require.Equal(t, 4, strings.Count(tr.output, "is whole"), "%s", tr.output)
+	tr.Output = serial.String() + said.String()
+	require.Contains(t, tr.Output, "unmounted")
+	require.Equal(t, 4, strings.Count(tr.Output, "is whole"), "%s", tr.Output)
 	return tr
 }
 
-// hash is one number for all that a machine is.
-func (r *repeater) hash(m *vm.Machine, image disk.Backend) (uint64, error) {
-	var h maphash.Hash
-	h.SetSeed(r.seed)
+// sum hashes all that a machine is.
+func sum(h hash.Hash, m *vm.Machine, image disk.Backend) error {
 	states, err := vm.StatesOf(m)
 	if err != nil {
-		return 0, err
+		return err
 	}
-	if err := json.NewEncoder(&h).Encode(states); err != nil {
-		return 0, err
+	if err := json.NewEncoder(h).Encode(states); err != nil {
+		return err
 	}
 	chips, err := vm.EngineOf(m).SaveChips()
 	if err != nil {
-		return 0, err
+		return err
 	}
-	if err := json.NewEncoder(&h).Encode(chips); err != nil {
-		return 0, err
+	if err := json.NewEncoder(h).Encode(chips); err != nil {
+		return err
 	}
 	for _, region := range m.Memory().Regions() {
 		host, err := m.Memory().AppendSlices(nil, region.Base, region.Size)
 		if err != nil {
-			return 0, err
+			return err
 		}
 		for _, p := range host {
 			h.Write(p)
 		}
 	}
-	if _, err := io.Copy(&h, io.NewSectionReader(image, 0, image.Size())); err != nil {
-		return 0, err
-	}
-	return h.Sum64(), nil
+	_, err = io.Copy(h, io.NewSectionReader(image, 0, image.Size()))
+	return err
 }
 
 // TestRepeat: two runs of a Linux guest are the same, bit for bit, at every
@@ -203,16 +214,22 @@ func TestRepeat(t *testing.T) {
 	for _, cpus := range []int{1, 2, 4} {
 		t.Run(fmt.Sprintf("%d CPUs", cpus), func(t *testing.T) {
 			first := r.run(t, cpus, every, nil)
-			t.Logf("%d instructions, %d looks", first.counts[len(first.counts)-1], len(first.hashes))
+			t.Logf("%d instructions, %d looks", first.Counts[len(first.Counts)-1], len(first.Hashes))
 			second := r.run(t, cpus, every, disturb)
-			require.Equal(t, first.output, second.output)
-			for i := range min(len(first.hashes), len(second.hashes)) {
-				require.Equal(t, first.counts[i], second.counts[i], "look %d came at another instruction", i)
-				require.Equal(t, first.hashes[i], second.hashes[i], "they differ after %d instructions", first.counts[i])
-			}
-			require.Equal(t, len(first.hashes), len(second.hashes))
+			requireSame(t, first, second)
 		})
 	}
+}
+
+// requireSame compares two runs.
+func requireSame(t *testing.T, first, second trail) {
+	t.Helper()
+	require.Equal(t, first.Output, second.Output)
+	for i := range min(len(first.Hashes), len(second.Hashes)) {
+		require.Equal(t, first.Counts[i], second.Counts[i], "look %d came at another instruction", i)
+		require.Equal(t, first.Hashes[i], second.Hashes[i], "they differ after %d instructions", first.Counts[i])
+	}
+	require.Equal(t, len(first.Hashes), len(second.Hashes))
 }
 
 // disturb makes the host of m busy, collects garbage all the time, changes the
