@@ -9,6 +9,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"slices"
 	"testing"
 	"time"
 
@@ -174,6 +175,9 @@ func testLoadSections(t *testing.T, engine string) {
 		"is there twice": func(s [][]byte) [][]byte { return append(s, s[1]) },
 		"belongs to nothing in this machine": func(s [][]byte) [][]byte {
 			return append(s, []byte(`{"name":"cpu1","state":{"version":1,"data":{}}}`))
+		},
+		"data after the end": func(s [][]byte) [][]byte {
+			return append(s[1:], slices.Concat(s[0], []byte(" {}")))
 		},
 		"is missing": func(s [][]byte) [][]byte { return s[:len(s)-1] },
 	} {
