@@ -17,7 +17,7 @@ ROUNDS ?= 1000
 
 help:
 	@echo 'make demo              boot Debian'\''s cloud kernel and run a command in it'
-	@echo 'make test [V=1]        lint, and all tests: on this host, with the race detector, on a nested KVM'
+	@echo 'make test [V=1]        lint, and all tests: on this host, for arm64, with the race detector, on a nested KVM'
 	@echo 'make bench [BENCH=X]   print the benchmark tables, and one line per figure; X picks one'
 	@echo 'make lint              gofmt, go vet (for other systems too), staticcheck'
 	@echo 'make fuzz [FUZZTIME=T] run every fuzz target for T (30s)'

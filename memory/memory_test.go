@@ -375,7 +375,11 @@ func TestClose(t *testing.T) {
 
 func TestManyMemories(t *testing.T) {
 	before := usage(t)
-	for range 100 {
+	n := 100
+	if testing.Short() {
+		n = 20
+	}
+	for range n {
 		m, err := New(Config{Size: 4 << 30})
 		if err != nil {
 			t.Fatal(err)

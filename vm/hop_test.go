@@ -104,6 +104,9 @@ func TestHopSoft(t *testing.T) {
 // needSoft skips a test that boots Linux in software where that takes too long.
 func needSoft(t *testing.T) {
 	t.Helper()
+	if os.Getenv("VMKIT_EMULATED") == "1" {
+		t.Skip("QEMU's emulator makes the engine in software too slow; it is tested without")
+	}
 	if raceEnabled {
 		t.Skip("the race detector makes the engine in software too slow; it is tested without")
 	}

@@ -14,6 +14,7 @@ demo='
 rest='
 /usr/bin/qemu-system-x86_64 qemu-system-x86
 /usr/bin/qemu-img qemu-utils
+/usr/bin/qemu-aarch64 qemu-user
 /usr/share/seabios/bios-microvm.bin seabios
 /usr/bin/gcc gcc
 /usr/include/stdio.h libc6-dev

@@ -62,6 +62,15 @@ func TestMatches(t *testing.T) {
 	require.Equal(t, []string{module + "/kvm"}, without([]string{module + "/kvm", module + "/internal/build"}, notRace))
 }
 
+func TestARM64Packages(t *testing.T) {
+	a := &all{ctx: t.Context(), pkgs: []string{
+		module + "/vcpu/kvmcpu", module + "/vcpu/soft/float", module + "/disk", module + "/vm/boot", module + "/internal/x86diff",
+	}}
+	pkgs, err := a.arm64Packages()
+	require.NoError(t, err)
+	require.Equal(t, []string{module + "/vcpu/soft/float", module + "/vm/boot", module + "/internal/x86diff"}, pkgs)
+}
+
 func TestNestedPackages(t *testing.T) {
 	a := &all{ctx: t.Context(), pkgs: []string{module + "/kvm", module + "/internal/rtc", module + "/internal/build"}}
 	pkgs, err := a.nestedPackages()

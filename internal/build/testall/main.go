@@ -1,6 +1,7 @@
 // Command testall is what `make test` runs: lint, every test on this machine,
-// the tests again under the race detector, and the tests of the packages that
-// use KVM inside a nested host with a real kvm-amd. There, and on this machine
+// those of machines in software as programs for arm64, the tests again under the
+// race detector, and the tests of the packages that use KVM inside a nested host
+// with a real kvm-amd. There, and on this machine
 // if its own /dev/kvm runs kernels at native speed, package kvmtest turns each
 // skip for lack of KVM into a failure.
 //
@@ -41,7 +42,7 @@ const nativeSpeed = 20e6
 func main() {
 	var (
 		verbose  = flag.Bool("v", false, "print all of go test's output")
-		only     = flag.String("only", "", "run these steps alone: lint,host,race,nested,fuzz")
+		only     = flag.String("only", "", "run these steps alone: lint,host,arm64,race,nested,fuzz")
 		fuzztime = flag.Duration("fuzztime", 30*time.Second, "time for each fuzz target")
 		run      = flag.String("run", "", "passed to go test")
 		pkgs     = flag.String("pkgs", "./...", "the packages to test, separated by spaces")
@@ -51,13 +52,13 @@ func main() {
 	defer stop()
 	a := &all{ctx: ctx, verbose: *verbose, run: *run, pkgs: strings.Fields(*pkgs), seen: map[test]*outcome{}}
 	steps := []step{
-		{"lint", a.lint}, {"host", a.host}, {"race", a.race}, {"nested", a.nested},
+		{"lint", a.lint}, {"host", a.host}, {"arm64", a.arm64}, {"race", a.race}, {"nested", a.nested},
 	}
 	if *only != "" {
 		steps = nil
 		for _, name := range strings.Split(*only, ",") {
 			s, ok := map[string]func() error{
-				"lint": a.lint, "host": a.host, "race": a.race, "nested": a.nested,
+				"lint": a.lint, "host": a.host, "arm64": a.arm64, "race": a.race, "nested": a.nested,
 				"fuzz": func() error { return a.fuzz(*fuzztime) },
 			}[name]
 			if !ok {
@@ -153,12 +154,17 @@ func (a *all) lint() error {
 // portable are the packages that need nothing of Linux or amd64.
 var portable = []string{"./vcpu", "./vcpu/soft/...", "./memory"}
 
-// cross vets them, tests included, for other systems and architectures.
+// cross vets them, tests included, for other systems, and all packages for
+// Linux on another architecture.
 func (a *all) cross() error {
 	var errs []error
 	for _, target := range []string{"linux/arm64", "darwin/arm64", "windows/amd64"} {
 		goos, goarch, _ := strings.Cut(target, "/")
-		cmd := exec.CommandContext(a.ctx, "go", append([]string{"vet"}, portable...)...)
+		pkgs := portable
+		if goos == "linux" {
+			pkgs = []string{"./..."}
+		}
+		cmd := exec.CommandContext(a.ctx, "go", append([]string{"vet"}, pkgs...)...)
 		cmd.Env = append(os.Environ(), "CGO_ENABLED=0", "GOOS="+goos, "GOARCH="+goarch)
 		cmd.Stdout, cmd.Stderr = os.Stdout, os.Stderr
 		if err := cmd.Run(); err != nil {
