@@ -21,7 +21,7 @@ help:
 	@echo 'make bench [BENCH=X]   print the benchmark tables, and one line per figure; X picks one'
 	@echo 'make lint              gofmt, go vet (for other systems too), staticcheck'
 	@echo 'make fuzz [FUZZTIME=T] run every fuzz target for T (30s)'
-	@echo 'make proofs            every kernel, transport and number of CPUs; ten rounds of kill -9; the stress script; a run on arm64; system code'
+	@echo 'make proofs            every kernel, transport and number of CPUs; ten rounds of kill -9; the stress script; a run on arm64; system code; hops between engines'
 	@echo 'make soak [ROUNDS=N]   N rounds (1000) of each test that kills a process or cuts the power'
 	@echo 'make hostile [STEPS=N] set a hostile driver on every virtio device, and a hostile guest on the CPU, for N steps'
 
@@ -46,6 +46,7 @@ proofs: deps
 	VMKIT_FULL=1 $(GO) test -timeout 60m -v -run 'TestSoftStress' ./examples/vmm
 	VMKIT_FULL=1 $(GO) test -timeout 30m -v -run 'TestARM64' ./vm
 	VMKIT_FULL=1 $(GO) test -timeout 10m -exec '$(CURDIR)/bin/nestedexec -cpus 1' -v -run 'TestSystem$$' ./internal/x86diff
+	VMKIT_FULL=1 $(GO) test -timeout 60m -exec '$(CURDIR)/bin/nestedexec -cpus 1' -v -run 'TestHop|TestUserChips' ./vm
 
 hostile:
 	VMKIT_HOSTILE_STEPS=$(STEPS) $(GO) test -timeout 0 -run Hostile ./vm/virtio ./disk ./netdev ./vcpu/soft

@@ -390,8 +390,9 @@ func TestLink(t *testing.T) {
 	g.dev.SetLink(true)
 	require.EqualValues(t, 2, g.conf.Load())
 	require.NoError(t, b.Close())
-	g.eventually(func() bool { _, s, _, _ := g.config(); return s == 0 }, "link down")
-	require.EqualValues(t, 3, g.conf.Load())
+	g.eventually(func() bool { return g.conf.Load() == 3 }, "a change of the configuration")
+	_, status, _, _ = g.config()
+	require.Zero(t, status)
 	g.send(1, Header{}, testFrame(broadcast, 60, 1))
 }
 

@@ -65,6 +65,25 @@ func testEnds(t *testing.T, engine string) {
 	}
 }
 
+// A guest that looks for the power button sees when it is pressed.
+func TestPowerButton(t *testing.T) { onEngines(t, testPowerButton) }
+
+func testPowerButton(t *testing.T, engine string) {
+	// 1: inc qword [0x9000]; mov dx, 0x600; in ax, dx; test ah, 1; jz 1b
+	code := []byte{
+		0x48, 0xff, 0x04, 0x25, 0x00, 0x90, 0, 0, 0x66, 0xba, 0x00, 0x06, 0x66, 0xed, 0xf6, 0xc4, 0x01, 0x74, 0xed,
+	}
+	m, err := vm.New(vm.Config{Engine: engine, Memory: 16 << 20, Boot: flat{code: append(code, out16(0x604, 1<<13|5<<10)...)}})
+	require.NoError(t, err)
+	defer m.Close()
+	runUntil(t, m, func() bool {
+		v, err := m.Memory().Uint64(0x9000)
+		return err != nil || v > 100
+	})
+	m.PressPowerButton()
+	require.NoError(t, m.Run(t.Context()))
+}
+
 // runUntil runs m until cond is true, and expects it to go on that long.
 func runUntil(t *testing.T, m *vm.Machine, cond func() bool) {
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)

@@ -35,8 +35,10 @@ func newEngine(mem *memory.Memory, cfg Config, cpuid vcpu.CPUID) (vcpu.Engine, s
 		name, _ = ChooseEngine()
 	}
 	if cfg.Portable && cfg.Model == vcpu.ModelHost {
-		// Without XSAVE, which an engine has with x87 and SSE alone: hosts
-		// have more, and QEMU's emulator of a host fails with as little.
+		// Without XSAVE, of which x87 and SSE alone are common, so that it
+		// would save nothing more than FXSAVE does. On QEMU's emulator of a
+		// host it fails: an XSETBV goes unnoticed by KVM, which has XCR0 at 1
+		// again when the guest next runs.
 		cfg.Model = vcpu.ModelV2
 	}
 	switch name {

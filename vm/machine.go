@@ -307,5 +307,6 @@ func (m *Machine) Close() (err error) {
 	return err
 }
 
-// Memory is the guest's memory, valid until Close.
+// Memory is the guest's memory, valid until Close. While the guest runs on EngineSoft,
+// nobody but its devices may write where it may have code: pause the machine for that.
 func (m *Machine) Memory() *memory.Memory { return m.mem }

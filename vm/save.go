@@ -258,7 +258,20 @@ func readHeader(rr *recordReader) (h savedHeader, err error) {
 	return h, nil
 }
 
+// sections are the names of the sections that the machine takes.
+func (m *Machine) sections() map[string]bool {
+	names := map[string]bool{"chips": true}
+	for i := range m.cpus {
+		names[fmt.Sprintf("cpu%d", i)] = true
+	}
+	for _, p := range m.parts {
+		names[p.name] = true
+	}
+	return names
+}
+
 func (m *Machine) loadRecords(rr *recordReader) error {
+	wanted := m.sections()
 	sections := map[string]device.State{}
 	for {
 		typ, data, err := rr.next()
@@ -273,6 +286,9 @@ func (m *Machine) loadRecords(rr *recordReader) error {
 			}
 			if _, twice := sections[s.Name]; twice {
 				return fmt.Errorf("%w: section %q is there twice", ErrBadState, s.Name)
+			}
+			if !wanted[s.Name] { // nor is any number of them kept
+				return fmt.Errorf("%w: section %q belongs to nothing in this machine", ErrBadState, s.Name)
 			}
 			sections[s.Name] = s.State
 		case recPages:
@@ -320,7 +336,6 @@ func (m *Machine) loadSections(sections map[string]device.State) error {
 		if !ok {
 			return s, fmt.Errorf("%w: section %q is missing", ErrBadState, name)
 		}
-		delete(sections, name)
 		return s, nil
 	}
 	for i := range m.cpus {
@@ -362,9 +377,6 @@ func (m *Machine) loadSections(sections map[string]device.State) error {
 	}
 	if err := m.engine.LoadChips(chips); err != nil {
 		return fmt.Errorf("%w: chips: %w", ErrBadState, err)
-	}
-	for name := range sections {
-		return fmt.Errorf("%w: section %q belongs to nothing in this machine", ErrBadState, name)
 	}
 	return nil
 }

@@ -9,6 +9,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"slices"
 	"testing"
 	"time"
 
@@ -163,6 +164,68 @@ func testLoadHostile(t *testing.T, engine string) {
 		require.NoError(t, m.Close())
 	}
 	require.Equal(t, fds, openFiles(t), "file descriptors leaked")
+}
+
+// A section that is there twice, that nothing takes, or that is not there.
+func TestLoadSections(t *testing.T) { onEngines(t, testLoadSections) }
+
+func testLoadSections(t *testing.T, engine string) {
+	stream, _ := saved(t, engine, 1)
+	for want, change := range map[string]func(sections [][]byte) [][]byte{
+		"is there twice": func(s [][]byte) [][]byte { return append(s, s[1]) },
+		"belongs to nothing in this machine": func(s [][]byte) [][]byte {
+			return append(s, []byte(`{"name":"cpu1","state":{"version":1,"data":{}}}`))
+		},
+		"data after the end": func(s [][]byte) [][]byte {
+			return append(s[1:], slices.Concat(s[0], []byte(" {}")))
+		},
+		"is missing": func(s [][]byte) [][]byte { return s[:len(s)-1] },
+	} {
+		m, err := vm.Load(rngConfig(t, engine, 1), bytes.NewReader(withSections(stream, change)))
+		require.ErrorIs(t, err, vm.ErrBadState)
+		require.ErrorContains(t, err, want)
+		require.Nil(t, m)
+	}
+	m, err := vm.Load(rngConfig(t, engine, 1), bytes.NewReader(withSections(stream, func(s [][]byte) [][]byte { return s })))
+	require.NoError(t, err)
+	require.NoError(t, m.Close())
+}
+
+// withSections is stream with other sections.
+func withSections(stream []byte, change func([][]byte) [][]byte) []byte {
+	var sections [][]byte
+	records := [][]byte{}
+	types := []uint32{}
+	for rest := stream[16:]; len(rest) >= 12; {
+		typ, n := binary.LittleEndian.Uint32(rest), binary.LittleEndian.Uint32(rest[4:])
+		data := rest[8:][:n]
+		if rest = rest[12+n:]; typ == 2 {
+			sections = append(sections, data)
+			continue
+		}
+		types, records = append(types, typ), append(records, data)
+	}
+	out := bytes.Clone(stream[:16])
+	count := uint64(0)
+	put := func(typ uint32, data []byte) {
+		record := binary.LittleEndian.AppendUint32(nil, typ)
+		record = append(binary.LittleEndian.AppendUint32(record, uint32(len(data))), data...)
+		out = append(out, binary.LittleEndian.AppendUint32(record, crc32.Checksum(record, crc32.MakeTable(crc32.Castagnoli)))...)
+		count++
+	}
+	for i, typ := range types {
+		if typ == 4 { // the end
+			put(typ, binary.LittleEndian.AppendUint64(nil, count))
+			continue
+		}
+		put(typ, records[i])
+		if typ == 1 { // the header
+			for _, s := range change(sections) {
+				put(2, s)
+			}
+		}
+	}
+	return out
 }
 
 // mutate changes a byte in one record that is not pages, and mends its sum.

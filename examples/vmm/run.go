@@ -147,6 +147,12 @@ func (s *session) save(dir string) error {
 	if !filepath.IsAbs(dir) {
 		return fmt.Errorf("%q is not an absolute path", dir)
 	}
+	// One that failed beside another would let the guest go on while it is saved.
+	s.saveMu.Lock()
+	defer s.saveMu.Unlock()
+	if s.saved != "" {
+		return fmt.Errorf("the guest was saved to %s", s.saved)
+	}
 	if err := os.Mkdir(dir, 0o700); err != nil {
 		return err // it names dir
 	}

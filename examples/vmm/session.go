@@ -43,6 +43,7 @@ type session struct {
 	outputs []*output
 	signals *io.PipeWriter // names of signals for the command
 	left    bool           // Ctrl-A x was typed
+	saveMu  sync.Mutex     // held by save
 	saved   string         // the directory that vmm save has filled
 	tempDir string         // holds the root disk made for this run
 	cancel  context.CancelFunc

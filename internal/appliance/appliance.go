@@ -45,6 +45,9 @@ var packages = []string{
 // changes.
 const recipe = 3
 
+// packageList is the file in the image that names its packages.
+const packageList = "srv/packages"
+
 // Size is the size of the disk in bytes.
 const Size = 3 << 30
 
@@ -110,6 +113,24 @@ func Disk(ctx context.Context, version int, log io.Writer) (string, error) {
 	return path, os.Rename(filepath.Join(tmp, "disk"), path)
 }
 
+// Packages returns the packages of an image, each NAME=VERSION, as the image
+// itself names them.
+func Packages(ctx context.Context, path string) ([]string, error) {
+	debugfs, err := debian.LookProgram("debugfs", "e2fsprogs")
+	if err != nil {
+		return nil, err
+	}
+	out, err := exec.CommandContext(ctx, debugfs, "-R", "cat /"+packageList, path).Output()
+	list := strings.Fields(string(out))
+	if err == nil && len(list) < len(packages) {
+		err = fmt.Errorf("%d packages in /%s", len(list), packageList) // debugfs fails with status 0
+	}
+	if err != nil {
+		return nil, fmt.Errorf("appliance: %s: %w", path, err)
+	}
+	return list, nil
+}
+
 // build makes the file disk in tmp.
 func build(ctx context.Context, version int, tmp string, log io.Writer) error {
 	release := ""
@@ -162,7 +183,7 @@ func configure(ctx context.Context, version int, tree string, list []string, log
 		{"srv/start", string(startScript), 0o755},
 		{"srv/app.py", string(appSource), 0o644},
 		{"srv/www/index.html", page, 0o644},
-		{"srv/packages", strings.Join(list, "\n") + "\n", 0o644},
+		{packageList, strings.Join(list, "\n") + "\n", 0o644},
 		{"etc/nginx/nginx.conf", strings.ReplaceAll(nginxConf, "WORKERS", workers), 0o644},
 		{"etc/passwd", "root:x:0:0:root:/root:/bin/sh\nwww-data:x:33:33::/srv/www:/bin/false\n", 0o644},
 		{"etc/group", "root:x:0:\nwww-data:x:33:\n", 0o644},

@@ -51,6 +51,22 @@ func TestSameImage(t *testing.T) {
 	require.Contains(t, ask("stat /a/link"), `Fast link dest: "../z"`)
 }
 
+func TestPackages(t *testing.T) {
+	image := func(name string, lines int) string {
+		tree, path := t.TempDir(), filepath.Join(t.TempDir(), "disk")
+		require.NoError(t, os.Mkdir(filepath.Join(tree, "srv"), 0o755))
+		require.NoError(t, os.WriteFile(filepath.Join(tree, name), bytes.Repeat([]byte("name=1:2.3-4\n"), lines), 0o644))
+		require.NoError(t, writeFS(t.Context(), path, tree))
+		return path
+	}
+	list, err := Packages(t.Context(), image(packageList, 30))
+	require.NoError(t, err)
+	require.Len(t, list, 30)
+	require.Equal(t, "name=1:2.3-4", list[29])
+	_, err = Packages(t.Context(), image("srv/other", 30))
+	require.ErrorContains(t, err, "0 packages")
+}
+
 func TestRefused(t *testing.T) {
 	tree := t.TempDir()
 	require.NoError(t, os.WriteFile(filepath.Join(tree, "a\nrm b"), nil, 0o644))

@@ -178,6 +178,7 @@ func (c *cloneBench) run(ctx context.Context) error {
 		}
 	}
 	t.print()
+	figure("clones-raw-spread", t.spread("vmkit raw"), "x")
 	for _, row := range t.rows {
 		name := figureName(row)
 		ratio("clones-"+name+"-vs-raw", t.median(row, "vmkit clone"), t.median(row, "vmkit raw"))

@@ -38,6 +38,17 @@ func (t *table) add(row, col string, v float64) {
 
 func (t *table) median(row, col string) float64 { return median(t.values[[2]string{row, col}]) }
 
+// spread is how far the rounds of a column are apart at most, the greatest value
+// over the least: of a yardstick, it says how quiet the machine was.
+func (t *table) spread(col string) (most float64) {
+	for _, r := range t.rows {
+		if v := t.values[[2]string{r, col}]; len(v) > 0 {
+			most = max(most, slices.Max(v)/slices.Min(v))
+		}
+	}
+	return most
+}
+
 // print prints a line for each row, with the median and the spread of each
 // column.
 func (t *table) print() {

@@ -90,6 +90,7 @@ func benchThin(ctx context.Context, o options) (err error) {
 		}
 	}
 	t.print()
+	figure("thin-raw-spread", t.spread("raw"), "x")
 	for _, row := range t.rows {
 		ratio("thin-"+figureName(row)+"-vs-raw", t.median(row, "thin"), t.median(row, "raw"))
 	}

@@ -4,6 +4,8 @@ import (
 	"context"
 	"fmt"
 	"os"
+	"slices"
+	"strings"
 	"time"
 
 	"github.com/vmkit-go/vmkit/disk"
@@ -13,7 +15,9 @@ import (
 )
 
 // upgrade publishes the appliance and then its upgrade, which was rebuilt from
-// scratch, and says what the second adds.
+// scratch, and says what the second adds. That depends on the day: the first has
+// the packages of Debian's latest point release, and the second those of all
+// updates since.
 func upgrade(ctx context.Context, o options) error {
 	dir, err := os.MkdirTemp("", "bench-upgrade")
 	if err != nil {
@@ -21,6 +25,7 @@ func upgrade(ctx context.Context, o options) error {
 	}
 	defer os.RemoveAll(dir)
 	t := newTable("upgrade", "MB or %")
+	var packages [][]string // of each version
 	publish := func(version int, previous *image.Image) (*image.Image, image.Summary, error) {
 		path, err := appliance.Disk(ctx, version, os.Stderr)
 		if err != nil {
@@ -31,6 +36,11 @@ func upgrade(ctx context.Context, o options) error {
 			return nil, image.Summary{}, err
 		}
 		defer src.Close()
+		list, err := appliance.Packages(ctx, path)
+		if err != nil {
+			return nil, image.Summary{}, err
+		}
+		packages = append(packages, list)
 		fmt.Fprintf(os.Stderr, "publishing version %d of the appliance\n", version)
 		name := fmt.Sprintf("v%d.json", version)
 		start := time.Now()
@@ -57,6 +67,9 @@ func upgrade(ctx context.Context, o options) error {
 		return err
 	}
 	t.print()
+	newer := slices.DeleteFunc(slices.Clone(packages[1]), func(p string) bool { return slices.Contains(packages[0], p) })
+	fmt.Fprintf(stdout, "of %d packages, version 2 has these newer or new: %s\n\n", len(packages[1]), strings.Join(newer, " "))
+	figure("upgrade-packages", float64(len(newer)), "newer")
 	figure("upgrade-compressed", float64(s1.Compressed)/1e6, "MB")
 	figure("upgrade-new", 100*float64(s2.NewBytes)/float64(s2.Compressed), "%")
 	figure("upgrade-index", 100*max(float64(s1.Index)/float64(s1.Compressed), float64(s2.Index)/float64(s2.Compressed)), "%")

@@ -319,6 +319,27 @@ var systemTests = []test{
 		0f 01 d1        xsetbv
 	`), vGP, 0, 9)
 	}},
+	{"what xsetbv writes is in the state", func(g *guest) {
+		if !g.has(1, 'c', 26) {
+			return
+		}
+		g.s.Control.CR4 |= cr4XSAVE
+		g.s.XCRs = []vcpu.XCR{{Index: 0, Value: 1}}
+		g.ends(g.start(`
+		31 c9           xor ecx,ecx
+		31 d2           xor edx,edx
+		b8 03 00 00 00  mov eax,0x3
+		0f 01 d1        xsetbv
+		e6 f4           out 0xf4,al
+	`))
+		for _, x := range g.s.XCRs {
+			if x.Index == 0 {
+				g.equal("xcr0", x.Value, 3)
+				return
+			}
+		}
+		g.Errorf("no XCR0 in the state")
+	}},
 	{"umip", func(g *guest) {
 		if !g.has(7, 'c', 2) {
 			return

@@ -44,6 +44,7 @@ var emulator = map[string]string{
 	"transfers/rdfsbase and wrgsbase":                                      "QEMU takes bases that are not canonical",
 	"system/writes to control registers that fault":                        "QEMU's and KVM's checks of reserved bits differ",
 	"system/MSRs with addresses must be canonical":                         "KVM lets the hardware check FS and GS bases, and QEMU does not",
+	"system/what xsetbv writes is in the state":                            "QEMU lets XSETBV pass by KVM, which puts XCR0 back",
 	"system/fxrstor checks MXCSR and alignment":                            "QEMU takes reserved bits",
 	"debug/a breakpoint on code is a fault":                                "QEMU has no breakpoints in a guest of SVM",
 	"debug/a breakpoint on data is a trap":                                 "as above",

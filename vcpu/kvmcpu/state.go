@@ -245,7 +245,7 @@ func (c *CPU) setTSCHz(want uint64) error {
 		return fmt.Errorf("%w: TSC scaling, for a TSC of %d Hz on a host with %d Hz", vcpu.ErrMissing, want, have)
 	}
 	if err := c.v.SetTSCKHz(int((want + 500) / 1000)); err != nil {
-		return fmt.Errorf("TSC of %d Hz on a host with %d Hz: %w", want, have, err)
+		return fmt.Errorf("%w: a TSC of %d Hz, on a host with %d Hz: %w", vcpu.ErrMissing, want, have, err)
 	}
 	return nil
 }

@@ -273,6 +273,9 @@ func TestSetStateRefuses(t *testing.T) {
 		if err == nil || !strings.Contains(err.Error(), c.want) {
 			t.Errorf("want %q, got %v", c.want, err)
 		}
+		if c.want == "TSC" && !errors.Is(err, vcpu.ErrMissing) {
+			t.Errorf("it is the host that lacks it: %v", err)
+		}
 	}
 }
 

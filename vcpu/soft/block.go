@@ -191,8 +191,11 @@ func (cc *codeCache) drop(b *block) {
 }
 
 // invalidate drops the blocks made of a range of guest-physical memory that something
-// other than a CPU has written.
+// other than a CPU has written. While the machine runs, that happens on its goroutine; while
+// it does not, several devices may write at once.
 func (e *Engine) invalidate(gpa, n uint64) {
+	e.invalidateMu.Lock()
+	defer e.invalidateMu.Unlock()
 	for n > 0 {
 		c := min(n, pageSize-gpa&(pageSize-1))
 		if r := e.region(gpa); r != nil {

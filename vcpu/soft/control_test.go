@@ -3,6 +3,7 @@ package soft
 import (
 	"errors"
 	"testing"
+	"time"
 
 	"github.com/vmkit-go/vmkit/vcpu"
 )
@@ -281,6 +282,32 @@ func TestStrayStartUp(t *testing.T) {
 	rip := m.rip
 	if !m.poll() || l.HasEvent() || m.rip != rip {
 		t.Errorf("RIP %#x, events %b", m.rip, l.Events())
+	}
+}
+
+// TestEndOfTime: an idle machine whose only timer was due in 292 years let that time pass
+// at once, and its clock had no room to go on.
+func TestEndOfTime(t *testing.T) {
+	m := newLong(t)
+	m.kernel(0xf4)
+	l := m.e.chips.LAPIC(0)
+	l.Write(0xf0, 0x1ff)
+	l.Write(0x320, 0x40040) // the timer's mode is TSC-deadline
+	l.SetDeadline(never - 1)
+	m.e.At(1<<64-1, func() { t.Error("At the end of all counts") })
+	go func() {
+		time.Sleep(time.Millisecond)
+		m.Kick()
+	}()
+	var exit vcpu.Exit
+	if err := m.e.Runner().Run(&exit); err != nil || exit.Reason != vcpu.ExitKick {
+		t.Fatal(err, exit.Reason)
+	}
+	// A kick that was too early finds it before it is idle.
+	m.e.poke()
+	m.e.idle()
+	if now := m.e.clock.Now(); now < 0 || now > 1000 {
+		t.Errorf("it is %d", now)
 	}
 }
 

@@ -3,6 +3,7 @@ package soft
 import (
 	"context"
 	"errors"
+	"sync"
 	"testing"
 	"time"
 
@@ -66,5 +67,37 @@ func TestDirtyLogOfRunning(t *testing.T) {
 	}
 	if err := m.mem.StopDirty(); err != nil {
 		t.Fatal(err)
+	}
+}
+
+// TestWritesAtOnce has devices write over code from several goroutines, as they may while
+// the machine does not run.
+func TestWritesAtOnce(t *testing.T) {
+	m := newLong(t)
+	code := make([]byte, 512*3) // JMP to the next, so that there is a block for each
+	for i := 0; i < len(code)-3; i += 3 {
+		copy(code[i:], []byte{0xeb, 0x01, 0xcc})
+	}
+	code[len(code)-3] = 0xf4
+	for range 20 {
+		m.kernel(code...)
+		m.halted = false
+		m.runs()
+		p := m.e.page(atCode)
+		if p.live < 100 {
+			t.Fatalf("%d blocks", p.live)
+		}
+		var wg sync.WaitGroup
+		for i := range 4 {
+			wg.Go(func() {
+				for at := i; at < len(code); at += 4 {
+					m.code(atCode+uint64(at), 0xcc)
+				}
+			})
+		}
+		wg.Wait()
+		if p.live != 0 {
+			t.Fatalf("%d blocks are left", p.live)
+		}
 	}
 }

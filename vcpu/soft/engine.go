@@ -93,6 +93,8 @@ type Engine struct {
 	realTime     bool
 	began        time.Time // with realTime: when the machine's time was 0
 
+	invalidateMu sync.Mutex // held by invalidate
+
 	kicked         atomic.Bool
 	wake           chan struct{}
 	mu             sync.Mutex // interjected

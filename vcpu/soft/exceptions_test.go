@@ -356,3 +356,24 @@ func TestClasses(t *testing.T) {
 		}
 	}
 }
+
+// TestAlignmentInBulk: repeated string instructions were not held to the alignment that is
+// checked once the TLB had their pages.
+func TestAlignmentInBulk(t *testing.T) {
+	for name, code := range map[string][]byte{"STOSQ": {0xf3, 0x48, 0xab}, "MOVSQ": {0xf3, 0x48, 0xa5}, "STOSB": {0xf3, 0xaa}} {
+		m := newLong(t)
+		m.user(append([]byte{0x48, 0x89, 0x07}, append(code, 0xf4)...)...) // MOV [RDI], RAX; ...; HLT
+		m.cr0 |= cr0AM
+		m.updateMode()
+		m.r[regRDI], m.r[regRSI], m.r[regRCX] = atUser+0x3801, atUser+0x3900, 8
+		m.steps(1)
+		m.flags |= flagAC
+		m.updateMode()
+		m.runs()
+		if name == "STOSB" {
+			m.fault(excGP, 0, atUser+3+uint64(len(code)))
+		} else {
+			m.fault(excAC, 0, atUser+3)
+		}
+	}
+}

@@ -6,7 +6,7 @@ import "unsafe"
 // within one page each, and returns how many it did. 0 means that the plain way has to
 // take the next one.
 func (c *CPU) stringBulk(u *uop, n uint64) uint64 {
-	if c.flags&flagDF != 0 || u.cc != strMovs && u.cc != strStos || !c.is64() || u.x != 8 || n < 2 {
+	if c.flags&flagDF != 0 || u.cc != strMovs && u.cc != strStos || !c.is64() || u.x != 8 || n < 2 || c.aligned {
 		return 0
 	}
 	size := uint64(u.size)

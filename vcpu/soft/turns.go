@@ -2,6 +2,7 @@ package soft
 
 import (
 	"errors"
+	"slices"
 	"time"
 
 	"github.com/vmkit-go/vmkit/internal/irqchip"
@@ -83,13 +84,12 @@ func (e *Engine) Instructions() uint64 { return uint64(e.instructions()) }
 // instructions, exactly, or now if it has executed more. It is for the same goroutines
 // as Instructions.
 func (e *Engine) At(count uint64, f func()) {
+	at := int64(min(count, never))
 	i := len(e.marks)
-	for i > 0 && e.marks[i-1].count > int64(count) {
+	for i > 0 && e.marks[i-1].count > at {
 		i--
 	}
-	e.marks = append(e.marks, mark{})
-	copy(e.marks[i+1:], e.marks[i:])
-	e.marks[i] = mark{int64(count), f}
+	e.marks = slices.Insert(e.marks, i, mark{at, f})
 	e.retime()
 }
 
@@ -343,11 +343,15 @@ func (c *CPU) runOne() {
 // nextEvent is when the next timer of a device or a chip does something, or never.
 func (e *Engine) nextEvent() int64 { return min(e.clock.next(), e.chips.Next()) }
 
+// endOfTime is the last time that an idle machine waits for, 146 years from its start: what
+// is later than that would not leave room to count on.
+const endOfTime = 1 << 62
+
 // idle passes the time until something happens.
 func (e *Engine) idle() {
 	at := e.nextEvent()
 	now := e.clock.at(e.count)
-	if at == never {
+	if at > endOfTime {
 		<-e.wake
 		return
 	}

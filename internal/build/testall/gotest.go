@@ -37,7 +37,7 @@ func (a *all) goTest(w io.Writer, step string, env, flags, pkgs []string) error 
 		fmt.Fprintln(w, "no packages")
 		return nil
 	}
-	args := []string{"test", "-json", "-timeout=15m"}
+	args := []string{"test", "-json", "-timeout=20m"}
 	if a.run != "" {
 		args = append(args, "-run", a.run)
 	}
