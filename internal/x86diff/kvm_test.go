@@ -39,6 +39,20 @@ func run(t testing.TB, s Subject, c *Case) Outcome {
 	return out
 }
 
+// steady compares two ways to run a case, and again if they differ: an interrupt of
+// the host can come at a bad moment, and this KVM then loses flags that the guest has
+// set (NT). It returns the outcome of the first and the difference.
+func steady(c *Case, first, second func() Outcome) (a Outcome, d string) {
+	for range 3 {
+		a = first()
+		b := second()
+		if d = Compare(c, &a, &b); d == "" {
+			break
+		}
+	}
+	return a, d
+}
+
 // TestHardware runs every form on hardware, and each case twice with the same
 // outcome: what it compares is no accident.
 func TestHardware(t *testing.T) {
@@ -47,9 +61,9 @@ func TestHardware(t *testing.T) {
 	start := time.Now()
 	n := 0
 	try := func(c Case) {
-		a, b := run(t, k, &c), run(t, k, &c)
+		once := func() Outcome { return run(t, k, &c) }
+		a, d := steady(&c, once, once)
 		n += 2
-		d := Compare(&c, &a, &b)
 		if d != "" || a.Vector < Finished {
 			t.Errorf("%s%s %v", Report(&c, d), vectorName(a.Vector), a.Err)
 		}
@@ -87,8 +101,7 @@ func TestEngineOnHardware(t *testing.T) {
 	g := NewGenerator(2, V2|Extras)
 	for range 500 {
 		c := g.Next()
-		want, got := run(t, k, &c), run(t, e, &c)
-		if d := Compare(&c, &want, &got); d != "" {
+		if _, d := steady(&c, func() Outcome { return run(t, k, &c) }, func() Outcome { return run(t, e, &c) }); d != "" {
 			t.Errorf("%s", Report(&c, d))
 		}
 	}
