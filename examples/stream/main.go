@@ -18,6 +18,7 @@ import (
 	"errors"
 	"flag"
 	"fmt"
+	"io"
 	"os"
 	"os/signal"
 	"path/filepath"
@@ -80,24 +81,21 @@ func run(ctx context.Context, args []string) int {
 
 func (c command) run(ctx context.Context, args []string) int {
 	f := flag.NewFlagSet(c.name, flag.ContinueOnError)
-	f.SetOutput(os.Stderr)
+	f.SetOutput(io.Discard)
+	f.Usage = func() {}
 	do := c.define(f)
-	f.Usage = func() {
-		fmt.Fprintf(f.Output(), "usage: stream %s [FLAGS] %s\n\n%s.\n%s\n", c.name, c.args, c.about, c.help)
-		f.PrintDefaults()
-	}
-	for _, a := range args {
-		if a == "-h" || a == "-help" || a == "--help" {
-			f.SetOutput(os.Stdout)
-		}
-	}
-	switch err := f.Parse(args); {
+	err := f.Parse(args)
+	switch {
 	case errors.Is(err, flag.ErrHelp):
+		fmt.Printf("usage: stream %s [FLAGS] %s\n\n%s.\n%s\n", c.name, c.args, c.about, c.help)
+		f.SetOutput(os.Stdout)
+		f.PrintDefaults()
 		return 0
 	case err != nil:
-		return 2
+		err = usage("%v", err)
+	default:
+		err = do(ctx, f.Args())
 	}
-	err := do(ctx, f.Args())
 	if ctx.Err() != nil && errors.Is(err, ctx.Err()) {
 		err = errors.New("interrupted")
 	}

@@ -195,7 +195,7 @@ func TestUsage(t *testing.T) {
 		{nil, 2, "usage: stream COMMAND"},
 		{[]string{"frob"}, 2, `no command "frob"`},
 		{[]string{"pack"}, 2, "want an image and a directory"},
-		{[]string{"pack", "-x"}, 2, "-x"},
+		{[]string{"pack", "-x"}, 2, "stream pack: bad usage: flag provided but not defined: -x; stream pack -h explains\n"},
 		{[]string{"pack", "/no/such/disk", dir}, 1, "/no/such/disk"},
 		{[]string{"pack", "-sign", "/no/key", "/no/such/disk", dir}, 1, "/no/key"},
 		{[]string{"pack", "-previous", "no.json", "/no/such/disk", dir}, 1, "no.json"},

@@ -137,10 +137,7 @@ func (k *kernel) chips() *kvmBench {
 	b.now = 1e9
 	for i := range k.cpus {
 		s := k.save(i)
-		if err := b.LAPIC(i).LoadBase(s.Control.APICBase); err != nil {
-			k.t.Fatal(err)
-		}
-		if err := b.LAPIC(i).LoadPage(s.LAPIC); err != nil {
+		if err := b.LAPIC(i).Load(s.Control.APICBase, s.LAPIC); err != nil {
 			k.t.Fatal(err)
 		}
 	}

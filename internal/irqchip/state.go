@@ -72,24 +72,23 @@ func (l *LAPIC) SavePage() []byte {
 	return page
 }
 
-// LoadPage takes the registers from a page of SavePage or KVM_GET_LAPIC, after
-// LoadBase and before SetDeadline. It checks the page.
-func (l *LAPIC) LoadPage(page []byte) error {
+// Load takes the registers from a page of SavePage or KVM_GET_LAPIC, and
+// IA32_APIC_BASE of the same state: unlike SetBase, from any mode to any other.
+// Without a page the registers stay. It checks both, and changes nothing if it
+// refuses one. SetDeadline comes after it.
+func (l *LAPIC) Load(base uint64, page []byte) error {
 	l.lock()
 	defer l.unlock()
-	if err := l.apic.Load(page); err != nil {
-		return fmt.Errorf("CPU %d: %w", l.apic.Index(), err)
+	old := *l.apic
+	if !l.apic.LoadBase(base) {
+		return fmt.Errorf("%w: CPU %d: IA32_APIC_BASE %#x", vcpu.ErrState, l.apic.Index(), base)
 	}
-	return nil
-}
-
-// LoadBase sets IA32_APIC_BASE to that of a saved state: unlike SetBase, from any
-// mode to any other. The page is to be loaded after it.
-func (l *LAPIC) LoadBase(v uint64) error {
-	l.lock()
-	defer l.unlock()
-	if !l.apic.LoadBase(v) {
-		return fmt.Errorf("%w: CPU %d: IA32_APIC_BASE %#x", vcpu.ErrState, l.apic.Index(), v)
+	if len(page) == 0 {
+		return nil
+	}
+	if err := l.apic.Load(page); err != nil {
+		*l.apic = old
+		return fmt.Errorf("CPU %d: %w", l.apic.Index(), err)
 	}
 	return nil
 }

@@ -18,11 +18,8 @@ func (b *bench) copyOf() *bench {
 	o.now = b.now
 	for i := range b.cpus {
 		from, to := b.LAPIC(i), o.LAPIC(i)
-		if err := to.LoadBase(from.Base()); err != nil {
-			b.t.Fatal(err)
-		}
 		deadline := from.Deadline()
-		if err := to.LoadPage(from.SavePage()); err != nil {
+		if err := to.Load(from.Base(), from.SavePage()); err != nil {
 			b.t.Fatal(err)
 		}
 		to.SetDeadline(deadline)
@@ -188,7 +185,7 @@ func TestExpiredOneShot(t *testing.T) {
 	}
 	page := l.SavePage()
 	binary.LittleEndian.PutUint32(page[0x30:], 0x50014) // as KVM has it
-	if err := o.LAPIC(0).LoadPage(page); err != nil {
+	if err := o.LAPIC(0).Load(o.LAPIC(0).Base(), page); err != nil {
 		t.Fatal(err)
 	}
 	o.wantAck(0, 0x40)
@@ -206,7 +203,7 @@ func TestLoadGoesOn(t *testing.T) {
 	page := l.SavePage()
 	o := newBench(t, 1)
 	o.now = 77
-	if err := o.LAPIC(0).LoadPage(page); err != nil {
+	if err := o.LAPIC(0).Load(o.LAPIC(0).Base(), page); err != nil {
 		t.Fatal(err)
 	}
 	o.wantAck(0, 0x40)
@@ -246,10 +243,14 @@ func TestLoadRefused(t *testing.T) {
 	}
 	l := b.LAPIC(1)
 	page := l.SavePage()
-	if err := l.LoadPage(page[1:]); !errors.Is(err, vcpu.ErrState) {
+	was := words(page)
+	if err := l.Load(0xfee00000|vcpu.APICBaseEnable|vcpu.APICBaseX2APIC, page[1:]); !errors.Is(err, vcpu.ErrState) {
 		t.Error(err)
 	}
-	if err := l.LoadBase(0xfee00400); !errors.Is(err, vcpu.ErrState) {
+	if err := l.Load(0xfee00400, page); !errors.Is(err, vcpu.ErrState) {
 		t.Error(err)
+	}
+	if d := cmp.Diff(was, words(l.SavePage())); d != "" || l.Base() != 0xfee00000|vcpu.APICBaseEnable {
+		t.Errorf("base %#x; the local APIC is half loaded:\n%s", l.Base(), d)
 	}
 }

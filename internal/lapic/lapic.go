@@ -211,7 +211,7 @@ func (a *APIC) SetBase(v uint64) bool {
 }
 
 // LoadBase sets IA32_APIC_BASE without the rules for transitions, and reports
-// whether the value is possible. LoadPage comes after it.
+// whether the value is possible. Load comes after it.
 func (a *APIC) LoadBase(v uint64) bool {
 	if !validBase(v) {
 		return false

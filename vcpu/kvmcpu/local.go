@@ -273,17 +273,13 @@ func (c *CPU) takeAll() error {
 // setLocal is what SetState does with the rest of s when KVM has its part.
 func (c *CPU) setLocal(s *vcpu.State) error {
 	l := c.local
-	if err := l.LoadBase(s.Control.APICBase); err != nil {
+	if err := l.Load(s.Control.APICBase, s.LAPIC); err != nil {
 		return err
 	}
 	l.TakeINIT()
 	l.TakeSIPI()
 	l.TakeNMI()
-	if len(s.LAPIC) > 0 {
-		if err := l.LoadPage(s.LAPIC); err != nil {
-			return err
-		}
-	} else {
+	if len(s.LAPIC) == 0 {
 		l.SetTPR(uint8(s.Control.CR8))
 	}
 	for _, m := range s.MSRs {

@@ -127,13 +127,8 @@ func (c *CPU) setState(s *vcpu.State) error {
 		copy(pdpt[:], s.Control.PDPTRs)
 	}
 	l := c.e.chips.LAPIC(c.id)
-	if err := l.LoadBase(s.Control.APICBase); err != nil {
+	if err := l.Load(s.Control.APICBase, s.LAPIC); err != nil {
 		return err
-	}
-	if len(s.LAPIC) > 0 {
-		if err := l.LoadPage(s.LAPIC); err != nil {
-			return err
-		}
 	}
 	c.updateAPICPage()
 	l.TakeINIT()
