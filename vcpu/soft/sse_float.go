@@ -75,12 +75,17 @@ func (c *CPU) floatEnd() stop {
 		return next
 	}
 	m := float.MXCSR(c.mxcsr)
-	bad := m.End(c.fm)
+	due := m.End(c.fm)
 	c.mxcsr = uint32(m)
-	switch {
-	case !bad:
-		return next
-	case c.cr4&cr4OSXMMEXCPT == 0:
+	if due {
+		return c.floatFault()
+	}
+	return next
+}
+
+// floatFault raises the exception of an unmasked flag.
+func (c *CPU) floatFault() stop {
+	if c.cr4&cr4OSXMMEXCPT == 0 {
 		return c.raise(excUD)
 	}
 	return c.raise(excXM)
@@ -267,12 +272,23 @@ func (x *xmm) singles() [4]uint32 {
 }
 
 func dpPS(c *CPU, u *uop) stop {
-	m, d, s := c.floatBegin(), c.x(u.d), c.x(u.s)
-	r := m.Dot32(d.singles(), s.singles(), uint8(u.imm))
-	return c.floatSet(d, xmm{both32(r[0], r[1]), both32(r[2], r[3])})
+	m, d, s := float.MXCSR(c.mxcsr), c.x(u.d), c.x(u.s)
+	r, due := m.Dot32(d.singles(), s.singles(), uint8(u.imm))
+	c.mxcsr = uint32(m)
+	if due {
+		return c.floatFault()
+	}
+	*d = xmm{both32(r[0], r[1]), both32(r[2], r[3])}
+	return next
 }
 
 func dpPD(c *CPU, u *uop) stop {
-	m, d, s := c.floatBegin(), c.x(u.d), c.x(u.s)
-	return c.floatSet(d, m.Dot64(*d, *s, uint8(u.imm)))
+	m, d, s := float.MXCSR(c.mxcsr), c.x(u.d), c.x(u.s)
+	r, due := m.Dot64(*d, *s, uint8(u.imm))
+	c.mxcsr = uint32(m)
+	if due {
+		return c.floatFault()
+	}
+	*d = r
+	return next
 }

@@ -286,36 +286,58 @@ func holds(c Comparison, pred uint8) bool {
 
 // Dot32 returns the dot product of those elements that bits 4-7 of imm select, in
 // the elements that bits 0-3 select, and zeros elsewhere (DPPS). Sums are rounded in
-// pairs.
-func (m *MXCSR) Dot32(a, b [4]uint32, imm uint8) (r [4]uint32) {
+// pairs. Products, the sums of pairs and the last sum are an instruction each to
+// the flags: Begin and End are not for m, and due reports whether #XM is.
+func (m *MXCSR) Dot32(a, b [4]uint32, imm uint8) (r [4]uint32, due bool) {
 	var p [4]uint32
+	t := m.Begin()
 	for i := range p {
 		if imm>>(4+i)&1 != 0 {
-			p[i] = m.Mul32(a[i], b[i])
+			p[i] = t.Mul32(a[i], b[i])
 		}
 	}
-	sum := m.Add32(m.Add32(p[0], p[1]), m.Add32(p[2], p[3]))
+	if m.End(t) {
+		return r, true
+	}
+	t = m.Begin()
+	lo, hi := t.Add32(p[0], p[1]), t.Add32(p[2], p[3])
+	if m.End(t) {
+		return r, true
+	}
+	t = m.Begin()
+	sum := t.Add32(lo, hi)
+	if m.End(t) {
+		return r, true
+	}
 	for i := range r {
 		if imm>>i&1 != 0 {
 			r[i] = sum
 		}
 	}
-	return r
+	return r, false
 }
 
 // Dot64 is Dot32 for two float64, selected by bits 4-5 and 0-1 of imm (DPPD).
-func (m *MXCSR) Dot64(a, b [2]uint64, imm uint8) (r [2]uint64) {
+func (m *MXCSR) Dot64(a, b [2]uint64, imm uint8) (r [2]uint64, due bool) {
 	var p [2]uint64
+	t := m.Begin()
 	for i := range p {
 		if imm>>(4+i)&1 != 0 {
-			p[i] = m.Mul64(a[i], b[i])
+			p[i] = t.Mul64(a[i], b[i])
 		}
 	}
-	sum := m.Add64(p[0], p[1])
+	if m.End(t) {
+		return r, true
+	}
+	t = m.Begin()
+	sum := t.Add64(p[0], p[1])
+	if m.End(t) {
+		return r, true
+	}
 	for i := range r {
 		if imm>>i&1 != 0 {
 			r[i] = sum
 		}
 	}
-	return r
+	return r, false
 }
