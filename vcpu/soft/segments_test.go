@@ -265,22 +265,27 @@ func TestAlignmentCheckOfOperands(t *testing.T) {
 		name string
 		code []byte // with RSI at the operand, and RSP too
 		need uint64 // its alignment
+		cw   uint16 // of the x87 with an empty stack, if not 0
 	}{
-		{"PUSH of 8 bytes", []byte{0x50}, 8},
-		{"PUSH of 2 bytes", []byte{0x66, 0x50}, 2},
-		{"POP of 8 bytes", []byte{0x58}, 8},
-		{"POP of 2 bytes", []byte{0x66, 0x58}, 2},
-		{"PUSH of memory", []byte{0xff, 0x34, 0x24}, 8},
-		{"PUSHF", []byte{0x9c}, 8},
-		{"CALL", []byte{0xe8, 0, 0, 0, 0}, 8},
-		{"ENTER", []byte{0xc8, 0, 0, 0}, 8},
-		{"FNSTENV", []byte{0xd9, 0x36}, 4},
-		{"FNSTENV of 14 bytes", []byte{0x66, 0xd9, 0x36}, 2},
-		{"FLDENV", []byte{0xd9, 0x26}, 4},
-		{"FNSAVE", []byte{0xdd, 0x36}, 4},
-		{"FNSAVE of 94 bytes", []byte{0x66, 0xdd, 0x36}, 2},
-		{"FRSTOR", []byte{0xdd, 0x26}, 4},
-		{"FRSTOR of 94 bytes", []byte{0x66, 0xdd, 0x26}, 2},
+		{"PUSH of 8 bytes", []byte{0x50}, 8, 0},
+		{"PUSH of 2 bytes", []byte{0x66, 0x50}, 2, 0},
+		{"POP of 8 bytes", []byte{0x58}, 8, 0},
+		{"POP of 2 bytes", []byte{0x66, 0x58}, 2, 0},
+		{"PUSH of memory", []byte{0xff, 0x34, 0x24}, 8, 0},
+		{"PUSHF", []byte{0x9c}, 8, 0},
+		{"CALL", []byte{0xe8, 0, 0, 0, 0}, 8, 0},
+		{"ENTER", []byte{0xc8, 0, 0, 0}, 8, 0},
+		{"FNSTENV", []byte{0xd9, 0x36}, 4, 0},
+		{"FNSTENV of 14 bytes", []byte{0x66, 0xd9, 0x36}, 2, 0},
+		{"FLDENV", []byte{0xd9, 0x26}, 4, 0},
+		{"FNSAVE", []byte{0xdd, 0x36}, 4, 0},
+		{"FNSAVE of 94 bytes", []byte{0x66, 0xdd, 0x36}, 2, 0},
+		{"FRSTOR", []byte{0xdd, 0x26}, 4, 0},
+		{"FSTP of 80 bits", []byte{0xdb, 0x3e}, 8, 0},
+		{"FSTP of 80 bits without a result", []byte{0xdb, 0x3e}, 8, 0x37e},
+		{"FBSTP without a result", []byte{0xdf, 0x36}, 8, 0x37e},
+		{"FSTP of 64 bits without a result", []byte{0xdd, 0x1e}, 8, 0x37e},
+		{"FRSTOR of 94 bytes", []byte{0x66, 0xdd, 0x26}, 2, 0},
 	} {
 		for off := range uint64(9) {
 			m := newLong(t)
@@ -288,6 +293,10 @@ func TestAlignmentCheckOfOperands(t *testing.T) {
 			m.user(append(tc.code, 0x0f, 0x0b)...) // UD2
 			m.flags |= flagAC
 			m.updateMode()
+			if tc.cw != 0 {
+				m.fpu.init() // without a number in ST(0)
+				m.fpu.cw = tc.cw
+			}
 			m.r[regRSI] = atUser + 0x800 + off
 			m.r[regRSP] = m.r[regRSI]
 			m.runs()

@@ -90,7 +90,11 @@ func (c *CPU) x87Store(u *uop, e *float.X87, size uint8, m uint64, ok, pop bool)
 // x87Store80 is x87Store for 10 bytes, after which the register is popped.
 func (c *CPU) x87Store80(u *uop, e *float.X87, b *[10]byte, ok bool) stop {
 	if !ok {
-		return c.x87Stored(u, e, c.probe(u, c.addr(u), 10), false)
+		lin := c.addr(u)
+		if c.aligned && lin&7 != 0 { // as of the words that would be written
+			return c.misaligned(u, lin, 10)
+		}
+		return c.x87Stored(u, e, c.probe(u, lin, 10), false)
 	}
 	return c.x87Stored(u, e, c.writeBytes(u, c.addr(u), b[:]), true)
 }
