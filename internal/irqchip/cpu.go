@@ -99,15 +99,36 @@ func (l *LAPIC) Write(off, v uint32) {
 	l.apic.Write(off, v)
 }
 
-// ReadMSR reads an x2APIC MSR, 0x800 to 0x83f; false is #GP.
+// MSRs of the local APIC beside those of x2APIC mode, 0x800 to 0x83f.
+const (
+	msrAPICBase    = 0x1b
+	msrTSCDeadline = 0x6e0
+)
+
+// ReadMSR reads an MSR of the local APIC: IA32_APIC_BASE, IA32_TSC_DEADLINE or one
+// of x2APIC mode. False is #GP.
 func (l *LAPIC) ReadMSR(index uint32) (v uint64, ok bool) {
+	switch index {
+	case msrAPICBase:
+		return l.Base(), true
+	case msrTSCDeadline:
+		return l.Deadline(), true
+	}
 	l.lock()
 	defer l.unlock()
 	return l.apic.ReadMSR(index)
 }
 
-// WriteMSR writes an x2APIC MSR, 0x800 to 0x83f; false is #GP.
+// WriteMSR writes an MSR that ReadMSR reads; false is #GP. For IA32_APIC_BASE see
+// SetBase.
 func (l *LAPIC) WriteMSR(index uint32, v uint64) bool {
+	switch index {
+	case msrAPICBase:
+		return l.SetBase(v)
+	case msrTSCDeadline:
+		l.SetDeadline(v)
+		return true
+	}
 	l.lock()
 	defer l.unlock()
 	return l.apic.WriteMSR(index, v)

@@ -283,7 +283,7 @@ func (p *Ports) ReadPort(port uint16) byte {
 	return 0xff
 }
 
-// WritePort writes a port.
+// WritePort writes a port; one that HandlesPort does not have takes nothing.
 func (p *Ports) WritePort(port uint16, v byte) {
 	c := p.c
 	c.mu.Lock()

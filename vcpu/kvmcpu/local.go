@@ -230,7 +230,7 @@ func (c *CPU) serve(r *kvm.Run) bool {
 		}
 	case kvm.ExitRDMSR:
 		m := r.MSR()
-		v, ok := u.readMSR(c.id, m.Index)
+		v, ok := c.local.ReadMSR(m.Index)
 		m.Data, m.Error = v, bit(!ok)
 	case kvm.ExitWRMSR:
 		m := r.MSR()

@@ -132,13 +132,10 @@ func (u *userChips) port(port uint16, size uint8, write bool, p []byte) bool {
 	}
 	for i := range p {
 		q := port + uint16(i%int(size))
-		switch known := ports.HandlesPort(q); {
-		case known && write:
+		if write {
 			ports.WritePort(q, p[i])
-		case known:
+		} else {
 			p[i] = ports.ReadPort(q)
-		case !write:
-			p[i] = 0xff
 		}
 	}
 	return true
@@ -178,37 +175,22 @@ func (u *userChips) memory(cpu int, addr uint64, write bool, p []byte) bool {
 	return true
 }
 
-// readMSR and writeMSR serve the local APIC's MSRs. They return false for #GP.
-func (u *userChips) readMSR(cpu int, index uint32) (uint64, bool) {
-	l := u.LAPIC(cpu)
-	switch index {
-	case msrAPICBase:
-		return l.Base(), true
-	case msrTSCDeadline:
-		return l.Deadline(), true
-	}
-	return l.ReadMSR(index)
-}
-
+// writeMSR serves a write to an MSR of the local APIC, and returns false for #GP.
 func (u *userChips) writeMSR(cpu int, index uint32, v uint64) bool {
 	l := u.LAPIC(cpu)
-	switch index {
-	case msrAPICBase:
-		// KVM knows the width of addresses, and its CPUID shows whether the
-		// local APIC is on.
-		k := u.cpus[cpu].Load().v
-		old := l.Base()
-		if _, err := k.SetMSRs([]kvm.MSREntry{{Index: index, Data: v}}); err != nil {
-			return false
-		}
-		if !l.SetBase(v) {
-			_, _ = k.SetMSRs([]kvm.MSREntry{{Index: index, Data: old}}) // it had that before
-			return false
-		}
-		return true
-	case msrTSCDeadline:
-		l.SetDeadline(v)
-		return true
+	if index != msrAPICBase {
+		return l.WriteMSR(index, v)
 	}
-	return l.WriteMSR(index, v)
+	// KVM knows the width of addresses, and its CPUID shows whether the local
+	// APIC is on.
+	k := u.cpus[cpu].Load().v
+	old := l.Base()
+	if _, err := k.SetMSRs([]kvm.MSREntry{{Index: index, Data: v}}); err != nil {
+		return false
+	}
+	if !l.SetBase(v) {
+		_, _ = k.SetMSRs([]kvm.MSREntry{{Index: index, Data: old}}) // it had that before
+		return false
+	}
+	return true
 }

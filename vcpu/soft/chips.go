@@ -107,32 +107,20 @@ func (e *Engine) tscChanged(c *CPU) {
 // readAPIC and writeAPIC access the local APIC through MSRs: IA32_APIC_BASE,
 // IA32_TSC_DEADLINE and those of x2APIC mode. They report false for #GP.
 func (e *Engine) readAPIC(c *CPU, index uint32) (uint64, bool) {
-	l := e.chips.LAPIC(c.id)
-	switch index {
-	case msrAPICBase:
-		return l.Base(), true
-	case msrTSCDeadline:
-		return l.Deadline(), true
-	}
-	return l.ReadMSR(index)
+	return e.chips.LAPIC(c.id).ReadMSR(index)
 }
 
 func (e *Engine) writeAPIC(c *CPU, index uint32, v uint64) bool {
-	l := e.chips.LAPIC(c.id)
+	base := index == msrAPICBase
 	e.retime()
-	switch index {
-	case msrAPICBase:
-		if v&c.physReserved() != 0 || !l.SetBase(v) {
-			return false
-		}
+	if base && v&c.physReserved() != 0 || !e.chips.LAPIC(c.id).WriteMSR(index, v) {
+		return false
+	}
+	if base {
 		c.updateAPICPage()
 		c.flushTLB()
-		return true
-	case msrTSCDeadline:
-		l.SetDeadline(v)
-		return true
 	}
-	return l.WriteMSR(index, v)
+	return true
 }
 
 // taskPriority and setTaskPriority are CR8.
@@ -148,11 +136,7 @@ func (e *Engine) portIn(port uint16, size uint8) (v uint64, ok bool) {
 		return 0, false
 	}
 	for i := range size {
-		b := byte(0xff)
-		if q := port + uint16(i); p.HandlesPort(q) {
-			b = p.ReadPort(q)
-		}
-		v |= uint64(b) << (8 * i)
+		v |= uint64(p.ReadPort(port+uint16(i))) << (8 * i)
 	}
 	e.retime()
 	return v, true
@@ -164,9 +148,7 @@ func (e *Engine) portOut(port uint16, size uint8, v uint64) bool {
 		return false
 	}
 	for i := range size {
-		if q := port + uint16(i); p.HandlesPort(q) {
-			p.WritePort(q, byte(v>>(8*i)))
-		}
+		p.WritePort(port+uint16(i), byte(v>>(8*i)))
 	}
 	e.retime()
 	return true
